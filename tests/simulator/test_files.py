@@ -1,0 +1,32 @@
+import json
+from pathlib import Path
+
+import pytest
+from wardround.simulator.files import append_lines, cut_lines, write_bytes, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "file", b"old")
+    with pytest.raises(TypeError):
+        write_bytes(tmp_path / "file", "not bytes")  # type: ignore[arg-type]
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "x.json", {"value": float("nan")})
+
+
+def test_lines_after_a_round_are_cut_and_so_is_half_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_lines(path, [{"round": 1, "value": 0.5}, {"round": 2, "value": 0.6}, {"round": 3, "value": 0.7}])
+    with path.open("a") as file:
+        file.write('{"round": 2, "val')
+    cut_lines(path, 2)
+    assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [0.5, 0.6]
+
+
+def test_cutting_what_is_not_there_is_fine(tmp_path: Path) -> None:
+    cut_lines(tmp_path / "none.jsonl", 2)
+    assert not (tmp_path / "none.jsonl").exists()
