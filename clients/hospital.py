@@ -1,0 +1,112 @@
+"""A hospital's turn in a round: load, fit the phases of the rule, finish. What it remembers is its only state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..aggregators.contract import Download, Fit, HospitalInfo, LocalResult, LocalRule, Phase, Streams, Tensors
+from ..datasets.augment import Augmentation
+from ..datasets.windows import HospitalWindows
+from .replica import Replica
+from .training import OptimizerState, Training, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What belongs to a hospital between two rounds and never travels.
+
+    Args:
+        tensors: What the rule remembers (personal tensors, control variates, the previous model).
+        optimizer: Per phase of the rule: kept moments and the steps taken so far.
+    """
+
+    tensors: Tensors = field(default_factory=dict)
+    optimizer: tuple[OptimizerState, ...] = ()
+
+    def of_phase(self, number: int) -> OptimizerState:
+        """The optimizer state of a phase, fresh when there is none yet."""
+        return self.optimizer[number] if number < len(self.optimizer) else OptimizerState()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What came of a hospital's turn: what it sends, what it remembers, and its fits."""
+
+    hospital: HospitalInfo
+    result: LocalResult
+    memory: Memory
+    fits: tuple[Fit, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps over all phases."""
+        return sum(fit.num_steps for fit in self.fits)
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean training loss of the last phase that took a step, None when none did."""
+        losses = [fit.mean_loss for fit in self.fits if fit.mean_loss is not None]
+        return losses[-1] if losses else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """What all hospitals of a run share: the replica and how one trains on it."""
+
+    replica: Replica
+    training: Training
+    augment: Augmentation
+
+
+def take_turn(
+    workplace: Workplace,
+    rule: LocalRule,
+    hospital: HospitalInfo,
+    download: Download,
+    memory: Memory,
+    windows: HospitalWindows,
+    rng: Streams,
+) -> Turn:
+    """Runs all phases of the rule at one hospital.
+
+    Args:
+        workplace: The replica (left in an arbitrary state) and the training settings.
+        rule: The hospital's half of the algorithm.
+        hospital: Which hospital.
+        download: What the server broadcast to it.
+        memory: What it remembers.
+        windows: Its training windows.
+        rng: Streams of this hospital and round.
+
+    Raises:
+        NonFiniteLossError: names the batch.
+        ValueError: the rule asks for a tensor that nobody gave a value.
+    """
+    values, fits, states = dict(download.start), [], []
+    for number, phase in enumerate(rule.phases(download, memory.tensors)):
+        values |= phase.start or {}
+        _check_phase(phase, workplace.replica)
+        workplace.replica.load(values)
+        streams = _below(rng, number)
+        result, state = fit(
+            workplace.replica, phase, windows, workplace.training, workplace.augment, memory.of_phase(number), streams
+        )
+        values = dict(result.tensors)
+        fits.append(result)
+        states.append(state)
+    finished = rule.finish(download, fits, memory.tensors)
+    kept = Memory(tensors=finished.memory, optimizer=tuple(states))
+    return Turn(hospital=hospital, result=finished, memory=kept, fits=tuple(fits))
+
+
+def _check_phase(phase: Phase, replica: Replica) -> None:
+    unknown = sorted(set(phase.train) - replica.values.keys())
+    if unknown:
+        raise ValueError(f"the local rule trains {unknown}, which the method does not offer for training")
+
+
+def _below(rng: Streams, phase: int) -> Streams:
+    """The streams of one phase. The first phase uses the hospital's own, whatever the algorithm."""
+    if phase == 0:
+        return rng
+    return lambda *keys: rng(*keys, f"phase-{phase}")

@@ -1,0 +1,41 @@
+"""The training loss of FLAP-SAM."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from monai.losses.dice import DiceLoss
+from monai.networks.utils import one_hot
+from torch import Tensor
+
+
+@cache
+def _dice() -> DiceLoss:
+    return DiceLoss(softmax=True, batch=True, squared_pred=True, smooth_nr=1e-5, smooth_dr=1e-5)
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """``0.2 CE + 0.8 Dice`` over C+1 softmax channels, background included.
+
+    Dice is computed over the whole batch, with squared denominators: per class ``1 - 2 sum(p g) / (sum p^2 + sum g^2)``,
+    averaged over classes. Computed in float32 or better whatever the dtype of the logits.
+
+    Args:
+        logits: (B, C+1, h, w) mask logits.
+        labels: (B, H, W) integers 0..C; resized (nearest) to the logits where the sizes differ.
+
+    Returns:
+        A scalar.
+
+    Source: FLAP-SAM (arXiv 2407.21739), section 3, and its released code.
+    """
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    target = labels[:, None]  # (B, 1, H, W)
+    if target.shape[-2:] != logits.shape[-2:]:
+        target = F.interpolate(target.to(logits.dtype), size=logits.shape[-2:], mode="nearest-exact")
+    target = target.long()
+    dice: Tensor = _dice()(logits, one_hot(target, logits.shape[1], dtype=logits.dtype))
+    return 0.2 * F.cross_entropy(logits, target[:, 0]) + 0.8 * dice

@@ -1,0 +1,221 @@
+"""The replica: one frozen base on the device, and the trainable tensors that hospitals take turns in.
+
+All trainable tensors live in one flat buffer, so that changing from one hospital to the next is a single copy. Nothing
+in it belongs to a hospital: what a hospital keeps is in its memory, on the host.
+
+Legend: b windows, D slices of a window, H rows, W columns, C classes, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..aggregators.contract import Layout, Tensors
+from .lora import set_rank
+from .sam import SamNet
+
+Precision = Literal["fp32", "bf16", "fp64"]
+
+
+class Replica:
+    """A model with adapters, whose trainable tensors can be loaded and read by name.
+
+    Args:
+        model: The built model with its adapters attached, on the host.
+        layout: What may train.
+        device: Where it computes.
+        precision: ``bf16`` runs the model under autocast; ``fp64`` turns everything into double precision.
+    """
+
+    def __init__(
+        self,
+        model: SamNet,
+        layout: Layout,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+    ) -> None:
+        self.device = torch.device(device)
+        self.precision = precision
+        self.layout = layout
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.model = model.requires_grad_(False).to(self.device, self.dtype)
+        self._named = dict(self.model.named_parameters())
+        self._pristine: dict[str, Tensor] = {}
+        self.values, self._flat = self._flatten()
+        self.rank = self.max_rank
+        self.unused = self._find_unused()
+
+    @property
+    def max_rank(self) -> int | None:
+        """Rows of the largest A, None without pairs."""
+        pairs = self.layout.pairs
+        return self.values[pairs[0].A].shape[0] if pairs else None
+
+    def _flatten(self) -> tuple[dict[str, nn.Parameter], Tensor]:
+        """Makes every trainable parameter a view of one buffer."""
+        parameters = {name: self._named[name] for name in self.layout.names}
+        flat = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        for parameter, part in zip(parameters.values(), flat.split(sizes), strict=True):
+            parameter.data = part.view(parameter.shape)
+            parameter.requires_grad_(True)
+        return parameters, flat
+
+    def _find_unused(self) -> frozenset[str]:
+        """Trainable names that no gradient reaches (the IoU head). They count and travel and are never optimised."""
+        size = self.model.image_size
+        logits = self.logits(torch.zeros(1, 1, size, size))
+        names = list(self.values)
+        gradients = torch.autograd.grad(logits.float().sum(), [self.values[n] for n in names], allow_unused=True)
+        return frozenset(name for name, gradient in zip(names, gradients, strict=True) if gradient is None)
+
+    # --- tensors ---------------------------------------------------------------------------------------------------
+
+    def load(self, tensors: Tensors) -> None:
+        """Sets every trainable tensor. Factors of a lower rank are padded with zeros, which is exact.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape does not fit.
+        """
+        self._check_names(tensors)
+        rank = self._rank_of(tensors)
+        padded = [self._padded(name, tensors[name]).to(self.dtype).flatten() for name in self.values]
+        self._flat.copy_(torch.cat(padded))
+        if rank is not None and rank != self.rank:
+            set_rank(self.model, rank)
+        self.rank = rank
+
+    def read(self) -> dict[str, Tensor]:
+        """The trainable tensors on the host, at the rank they were loaded with; a copy."""
+        flat = self._flat.detach().to("cpu", copy=True)
+        sizes = [value.numel() for value in self.values.values()]
+        parts = zip(self.values.items(), flat.split(sizes), strict=True)
+        return self.cropped({name: part.view(value.shape) for (name, value), part in parts})
+
+    def cropped(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Host copies of tensors at full rank, cut to the present rank."""
+        result = {name: value.detach().cpu() for name, value in tensors.items()}
+        if self.rank == self.max_rank:
+            return result
+        for pair in self.layout.pairs:
+            if pair.A in result:
+                result[pair.A] = result[pair.A][: self.rank].contiguous()
+            if pair.B in result:
+                result[pair.B] = result[pair.B][:, : self.rank].contiguous()
+        return result
+
+    def padded(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Tensors by name, padded to full rank and placed on the device (for :meth:`features_at`)."""
+        return {name: self.place(self._padded(name, value)) for name, value in tensors.items()}
+
+    def place(self, value: Tensor) -> Tensor:
+        """A tensor on the device, in the dtype of the trained tensors."""
+        return value.to(self.device, self.dtype)
+
+    def parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        """The live tensors of those names, without the ones that no gradient ever reaches."""
+        return {name: self.values[name] for name in names if name not in self.unused}
+
+    def zero_grad(self) -> None:
+        """Drops all gradients."""
+        for value in self.values.values():
+            value.grad = None
+
+    def set_base(self, base: Tensors) -> None:
+        """Makes every frozen weight ``pristine + base[name]``; weights not in ``base`` become pristine again.
+
+        Raises:
+            ValueError: a name is no frozen weight, or a shape does not fit.
+        """
+        for name in self._pristine.keys() - base.keys():
+            self._named[name].data.copy_(self._pristine.pop(name))
+        for name, change in base.items():
+            weight = self._frozen(name, change)
+            pristine = self._pristine.setdefault(name, weight.detach().to("cpu", copy=True))
+            weight.data.copy_(pristine + change.to(pristine))
+
+    def _frozen(self, name: str, change: Tensor) -> nn.Parameter:
+        weight = self._named.get(name)
+        if weight is None or name in self.values:
+            raise ValueError(f"base change {name!r}: expected the name of a frozen weight")
+        if weight.shape != change.shape:
+            raise ValueError(f"base change {name!r}: expected shape {tuple(weight.shape)}, got {tuple(change.shape)}")
+        return weight
+
+    def _padded(self, name: str, value: Tensor) -> Tensor:
+        """Zero-padding of a factor up to full rank; any other difference in shape is an error."""
+        shape = self.values[name].shape
+        if value.shape == shape:
+            return value
+        dim = {"lora_A": 0, "lora_B": 1}.get(self.layout.kind[name])
+        fits = dim is not None and value.ndim == 2 and value.shape[1 - dim] == shape[1 - dim]
+        if dim is None or not fits or value.shape[dim] > shape[dim]:
+            raise ValueError(f"tensor {name!r}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
+        padded = value.new_zeros(shape)
+        padded.narrow(dim, 0, value.shape[dim]).copy_(value)
+        return padded
+
+    def _check_names(self, tensors: Tensors) -> None:
+        missing, unknown = sorted(self.values.keys() - tensors.keys()), sorted(tensors.keys() - self.values.keys())
+        if missing or unknown:
+            raise ValueError(
+                f"expected a value for each of {len(self.values)} trainable tensors; missing {missing[:5]}"
+                f" ({len(missing)} in all), unknown {unknown[:5]} ({len(unknown)} in all)"
+            )
+
+    def _rank_of(self, tensors: Tensors) -> int | None:
+        ranks = {tensors[pair.A].shape[0] for pair in self.layout.pairs}
+        if len(ranks) > 1:
+            raise ValueError(f"expected one rank for all pairs of a hospital, got {sorted(ranks)}")
+        return ranks.pop() if ranks else None
+
+    # --- the model -------------------------------------------------------------------------------------------------
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(b, D, H, W) windows in [0, 1] -> (b * D, C+1, h, w) mask logits, slice by slice."""
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(b, D, H, W) windows -> (b * D, width, g, g) image embeddings."""
+        with self._autocast():
+            return self.model.encode(self.place(images.flatten(0, 1)[:, None]))
+
+    def decode(self, embedding: Tensor) -> Tensor:
+        """Image embeddings -> (b * D, C+1, h, w) mask logits."""
+        with self._autocast():
+            return self.model.decode(embedding)
+
+    @torch.no_grad()
+    def features_at(self, tensors: Tensors, images: Tensor) -> Tensor:
+        """Features of the windows under other values of the trainable tensors (full rank, on the device)."""
+        flat = self.place(images.flatten(0, 1)[:, None])  # (b * D, 1, H, W)
+        with self._autocast():
+            embedding: Tensor = functional_call(_Encoder(self.model), _below("model", tensors), (flat,))
+        return self.model.pool(embedding)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+class _Encoder(nn.Module):
+    """The encoder half of a model as a module of its own, because functional_call runs ``forward``."""
+
+    def __init__(self, model: SamNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.encode(images)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}

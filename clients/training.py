@@ -1,0 +1,254 @@
+"""Local training: one phase of a hospital's round, from the windows to the fitted tensors.
+
+The loop never waits for the device: losses are kept there and checked once, after the phase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..aggregators.contract import Fit, Phase, Streams, Tensors
+from ..datasets.augment import Augmentation, apply
+from ..datasets.windows import HospitalWindows, epoch_batches
+from .losses import segmentation_loss
+from .optimizers import SGD, AdamW, Schedule
+from .replica import Replica
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How every hospital trains in a round.
+
+    Args:
+        epochs: Passes over the hospital's windows per round, > 0; a part of an epoch ends early.
+        steps: Optimizer steps per round instead of ``epochs``, >= 1; further epochs begin as needed.
+        batch_size: Windows per step, >= 1.
+        optimizer: ``adamw`` or ``sgd`` with its settings.
+        schedule: Learning rate over the hospital's own steps.
+        clip_norm: Largest global gradient norm, > 0; None: no clipping.
+        moments: ``reset``: every round begins with a fresh optimizer; ``keep``: its state stays in the hospital.
+        precision: ``bf16``: autocast around the model, while trained tensors, losses and optimizer stay in fp32;
+            ``fp64``: everything in double precision, for tests.
+    """
+
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 6
+    optimizer: AdamW | SGD = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Schedule)
+    clip_norm: float | None = None
+    moments: Literal["reset", "keep"] = "reset"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.epochs > 0:
+            problems.append(f"epochs: expected a number above 0, got {self.epochs!r}")
+        if self.steps is not None and self.steps < 1:
+            problems.append(f"steps: expected at least 1, got {self.steps!r}")
+        if self.batch_size < 1:
+            problems.append(f"batch_size: expected at least 1, got {self.batch_size!r}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            problems.append(f"clip_norm: expected a number above 0, got {self.clip_norm!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def num_steps(self, phase: Phase, num_windows: int) -> int:
+        """Optimizer steps of a phase: as configured, or the phase's own number of epochs."""
+        per_epoch = self.steps_per_epoch(num_windows)
+        if phase.epochs is not None:
+            return math.ceil(phase.epochs * per_epoch)
+        return self.steps if self.steps is not None else math.ceil(self.epochs * per_epoch)
+
+    def lr(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of the hospital's step number ``step`` (from 0)."""
+        return self.schedule.lr(self.optimizer.lr, step, steps_per_epoch)
+
+    def steps_per_epoch(self, num_windows: int) -> int:
+        """Batches in one pass, the short last one included."""
+        return math.ceil(num_windows / self.batch_size)
+
+
+class NonFiniteLossError(ValueError):
+    """The loss of a batch is NaN or infinite. ``step`` counts from 1 within the phase."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.step = step
+        super().__init__(f"the loss of batch {step} is {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerState:
+    """What the optimizer leaves between rounds: its own tensors per trained name, and the hospital's steps so far."""
+
+    moments: Tensors = field(default_factory=dict)
+    steps: int = 0
+
+
+def fit(
+    replica: Replica,
+    phase: Phase,
+    windows: HospitalWindows,
+    training: Training,
+    augment: Augmentation,
+    state: OptimizerState,
+    rng: Streams,
+) -> tuple[Fit, OptimizerState]:
+    """Runs one phase on the tensors that the replica holds now.
+
+    Args:
+        replica: Holds the start values; holds the fitted ones afterwards.
+        phase: What to train and how.
+        windows: The hospital's N training windows.
+        training: The hospital's settings.
+        augment: What is done to a training window.
+        state: Kept optimizer moments (empty: fresh) and the steps the hospital took in this phase of earlier rounds.
+        rng: Streams of this hospital, round and phase; keys used: ``batches`` and ``augment`` with the epoch's number.
+
+    Returns:
+        The fit (tensors on the host) and the optimizer state for the next round.
+
+    Raises:
+        NonFiniteLossError: names the batch.
+    """
+    before = mean_loss(replica, windows, training) if phase.measure else None
+    step = _Step(replica, phase, training, state.moments)
+    num_steps = training.num_steps(phase, len(windows))
+    per_epoch = training.steps_per_epoch(len(windows))
+    lrs = [training.lr(state.steps + number, per_epoch) for number in range(num_steps)]
+    batches = _batches(windows, training, augment, num_steps, replica, rng)
+    losses = [step(images, labels, lr) for lr, (images, labels) in zip(lrs, batches, strict=True)]
+    result = Fit(
+        mean_loss=_finite_mean(losses),
+        tensors=replica.read(),
+        num_steps=num_steps,
+        sum_lr=sum(lrs),
+        mean_gradient=step.mean_gradient(sum(lrs)),
+        loss_before=before,
+        loss_after=mean_loss(replica, windows, training) if phase.measure else None,
+    )
+    return result, OptimizerState(moments=step.moments(), steps=state.steps + num_steps)
+
+
+@torch.no_grad()
+def mean_loss(replica: Replica, windows: HospitalWindows, training: Training) -> float:
+    """Mean training loss over all windows in their own order, not augmented, weighted by the windows of each batch."""
+    total = 0.0
+    for index in torch.arange(len(windows)).split(training.batch_size):
+        images, labels = windows.gather(index, replica.device)
+        total += segmentation_loss(replica.logits(images), _slices(labels)).item() * len(index)
+    return total / len(windows)
+
+
+def _batches(
+    windows: HospitalWindows,
+    training: Training,
+    augment: Augmentation,
+    num_steps: int,
+    replica: Replica,
+    rng: Streams,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """``num_steps`` augmented batches on the device: images (b, D, H, W) and labels (b, D, H, W)."""
+    per_epoch = training.steps_per_epoch(len(windows))
+    for epoch in range(math.ceil(num_steps / per_epoch)):
+        batches = epoch_batches(len(windows), training.batch_size, rng("batches", epoch))
+        parameters = augment.sample(len(windows), rng("augment", epoch))
+        for index in batches[: num_steps - epoch * per_epoch]:
+            images, labels = windows.gather(index, replica.device)
+            yield apply(images, labels, parameters.select(index))
+
+
+class _Step:
+    """One optimizer step after the other on the tensors of a phase."""
+
+    def __init__(self, replica: Replica, phase: Phase, training: Training, moments: Tensors) -> None:
+        self.replica, self.phase, self.training = replica, phase, training
+        self.trained = replica.parameters(phase.train)
+        self.context = {name: replica.place(value) for name, value in phase.context.items()}
+        self.references = {name: replica.padded(tensors) for name, tensors in phase.references.items()}
+        self.optimizer = training.optimizer.build(self.trained.values())
+        self.gradients: dict[str, Tensor] = {}
+        self._restore(moments)
+
+    def __call__(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
+        """Takes one step; the loss stays on the device."""
+        self.replica.zero_grad()
+        loss = self._objective(images, labels)
+        loss.backward()
+        self._shape_gradients(lr)
+        if self.training.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.training.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return loss.detach()
+
+    def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Segmentation loss plus the phase's penalty and contrast."""
+        embedding = self.replica.encode(images)
+        loss = segmentation_loss(self.replica.decode(embedding), _slices(labels))
+        if self.phase.penalty is not None:
+            loss = loss + self.phase.penalty(self.trained, self.context)
+        if self.phase.contrast is not None:
+            features = self.replica.model.pool(embedding)
+            others = {name: self.replica.features_at(values, images) for name, values in self.references.items()}
+            loss = loss + self.phase.contrast(features, others, self.context)
+        return loss
+
+    def _shape_gradients(self, lr: float) -> None:
+        """Adds the raw gradients to their weighted sum, then lets the phase correct them."""
+        raw = {name: value.grad for name, value in self.trained.items() if value.grad is not None}
+        if self.phase.record_gradient:
+            for name, gradient in raw.items():
+                self.gradients[name] = self.gradients.get(name, 0.0) + lr * gradient
+        if self.phase.correct is not None:
+            for name, gradient in self.phase.correct(raw, self.context).items():
+                self.trained[name].grad = gradient
+
+    def mean_gradient(self, sum_lr: float) -> Tensors | None:
+        """``sum(lr g) / sum(lr)`` per trained name, zero where no gradient ever came, at the hospital's rank."""
+        if not self.phase.record_gradient:
+            return None
+        zero = {name: torch.zeros_like(self.replica.values[name]) for name in self.phase.train}
+        sums = {**zero, **self.gradients}
+        return self.replica.cropped({name: value / max(sum_lr, 1e-30) for name, value in sums.items()})
+
+    def moments(self) -> Tensors:
+        """The optimizer's tensors by ``name/key``, on the host, when they are kept."""
+        if self.training.moments == "reset":
+            return {}
+        return {
+            f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True)
+            for name, parameter in self.trained.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if value is not None
+        }
+
+    def _restore(self, moments: Tensors) -> None:
+        """Puts kept moments back: ``step`` as it is, the rest onto the device."""
+        for path, value in moments.items():
+            name, key = path.rsplit("/", 1)
+            parameter = self.trained[name]
+            placed = value.clone() if value.ndim == 0 and not parameter.is_cuda else value.to(parameter.device)
+            self.optimizer.state[parameter][key] = placed
+
+
+def _slices(labels: Tensor) -> Tensor:
+    return labels.flatten(0, 1)  # (b, D, H, W) -> (b * D, H, W)
+
+
+def _finite_mean(losses: Sequence[Tensor]) -> float | None:
+    """The mean of the step losses, brought to the host at once."""
+    if not losses:
+        return None
+    values = torch.stack(list(losses)).double().cpu()
+    for number, value in enumerate(values.tolist(), start=1):
+        if not math.isfinite(value):
+            raise NonFiniteLossError(number, value)
+    return values.mean().item()

@@ -1,0 +1,204 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from wardround.aggregators.contract import Phase, Tensors
+from wardround.clients.losses import segmentation_loss
+from wardround.clients.optimizers import SGD, AdamW, Schedule
+from wardround.clients.replica import Replica
+from wardround.clients.training import NonFiniteLossError, OptimizerState, Training, fit, mean_loss
+from wardround.datasets.augment import Augment, NoAugment
+from wardround.datasets.windows import HospitalWindows, epoch_batches
+from wardround.simulator.randomness import streams
+
+RNG = streams(0, "local", 1, "hospital")
+CONSTANT = Schedule(warmup_steps=0, horizon_epochs=None)
+
+
+@pytest.fixture
+def replica(make_replica: Callable[..., Replica]) -> Replica:
+    return make_replica(precision="fp64", image_size=16)
+
+
+@pytest.fixture
+def windows(make_windows: Callable[..., HospitalWindows]) -> HospitalWindows:
+    return make_windows(volumes=2, slices=4)  # 8 windows
+
+
+def everything(replica: Replica, **more: object) -> Phase:
+    return Phase(train=tuple(replica.values), **more)
+
+
+def run(replica: Replica, windows: HospitalWindows, training: Training, phase: Phase | None = None, state=None):
+    return fit(replica, phase or everything(replica), windows, training, NoAugment(), state or OptimizerState(), RNG)
+
+
+def test_a_fit_is_the_plain_loop(replica: Replica, windows: HospitalWindows) -> None:
+    """Two epochs of AdamW with clipping against a loop written here with torch alone."""
+    schedule = Schedule(warmup_steps=3, horizon_epochs=4, power=2)
+    training = Training(epochs=2, batch_size=3, optimizer=AdamW(lr=1e-2), schedule=schedule, clip_norm=0.5)
+    start = replica.read()
+    fitted, state = run(replica, windows, training)
+
+    replica.load(start)
+    values = [value for name, value in replica.values.items() if name not in replica.unused]
+    optimizer = torch.optim.AdamW(values, betas=(0.9, 0.999), weight_decay=0.1)
+    step = 0
+    for epoch in range(2):
+        for index in epoch_batches(8, 3, RNG("batches", epoch)):
+            images, labels = windows.gather(index)
+            optimizer.zero_grad()
+            segmentation_loss(replica.logits(images), labels.flatten(0, 1)).backward()
+            torch.nn.utils.clip_grad_norm_(values, 0.5)
+            optimizer.param_groups[0]["lr"] = 1e-2 * (step + 1) / 3 if step < 3 else 1e-2 * (1 - (step - 3) / 12) ** 2
+            optimizer.step()
+            step += 1
+    assert (fitted.num_steps, state.steps) == (6, 6)
+    for name, value in replica.read().items():
+        torch.testing.assert_close(fitted.tensors[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_it_learns(make_replica: Callable[..., Replica], windows: HospitalWindows) -> None:
+    replica = make_replica(image_size=16)
+    training = Training(steps=60, batch_size=4, optimizer=AdamW(lr=3e-3), schedule=CONSTANT)
+    before = mean_loss(replica, windows, training)
+    run(replica, windows, training)
+    assert mean_loss(replica, windows, training) < 0.7 * before
+
+
+def test_only_the_named_tensors_move(replica: Replica, windows: HospitalWindows) -> None:
+    before = replica.read()
+    head = tuple(name for name in replica.values if replica.layout.part[name] == "head")
+    fitted, _ = run(replica, windows, Training(steps=2), Phase(train=head))
+    moved = {name for name, value in fitted.tensors.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert moved <= set(head)
+
+
+@pytest.mark.parametrize(
+    ("training", "phase", "steps"),
+    [
+        (Training(epochs=1, batch_size=3), {}, 3),
+        (Training(epochs=0.5, batch_size=2), {}, 2),
+        (Training(steps=7, batch_size=3), {}, 7),
+        (Training(steps=7, batch_size=3), {"epochs": 2}, 6),
+        (Training(epochs=3, batch_size=3), {"epochs": 0}, 0),
+    ],
+)
+def test_the_number_of_steps(replica: Replica, windows: HospitalWindows, training, phase, steps) -> None:
+    fitted, _ = run(replica, windows, training, everything(replica, **phase))
+    assert fitted.num_steps == steps
+    assert (fitted.mean_loss is None) == (steps == 0)
+
+
+def test_measuring_only_measures(replica: Replica, windows: HospitalWindows) -> None:
+    before = replica.read()
+    fitted, _ = run(replica, windows, Training(), everything(replica, epochs=0, measure=True))
+    assert fitted.loss_before == fitted.loss_after == mean_loss(replica, windows, Training(batch_size=6))
+    assert all(torch.equal(value, before[name]) for name, value in fitted.tensors.items())
+
+
+def test_the_mean_gradient_is_option_two_of_scaffold_for_sgd(replica: Replica, windows: HospitalWindows) -> None:
+    """For plain SGD, sum(lr g) / sum(lr) = (start - end) / sum(lr), also under a schedule."""
+    training = Training(steps=5, batch_size=2, optimizer=SGD(lr=0.1, momentum=0.0), schedule=Schedule(warmup_steps=3))
+    start = replica.read()
+    fitted, _ = run(replica, windows, training, everything(replica, record_gradient=True))
+    assert fitted.mean_gradient is not None
+    for name, gradient in fitted.mean_gradient.items():
+        expected = (start[name] - fitted.tensors[name]) / fitted.sum_lr
+        torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_a_penalty_pulls_and_sees_its_context(replica: Replica, windows: HospitalWindows) -> None:
+    """A huge proximal term towards an anchor takes the tensors there: lr * mu = 1 goes there in one step."""
+    anchor = {name: torch.full_like(value, 0.25) for name, value in replica.read().items()}
+
+    def penalty(tensors: Tensors, context: Tensors) -> Tensor:
+        return 0.5 * 1e6 * sum((value - context[name]).square().sum() for name, value in tensors.items())
+
+    training = Training(steps=1, batch_size=2, optimizer=SGD(lr=1e-6, momentum=0.0), schedule=CONSTANT)
+    fitted, _ = run(replica, windows, training, everything(replica, penalty=penalty, context=anchor))
+    for name in replica.values.keys() - replica.unused:
+        torch.testing.assert_close(fitted.tensors[name], anchor[name], rtol=0, atol=1e-4)
+
+
+def test_a_correction_replaces_the_gradient(replica: Replica, windows: HospitalWindows) -> None:
+    def ones(gradients: Tensors, context: Tensors) -> Tensors:
+        return {name: torch.ones_like(value) for name, value in gradients.items()}
+
+    training = Training(steps=2, batch_size=2, optimizer=SGD(lr=0.5, momentum=0.0), schedule=CONSTANT)
+    start = replica.read()
+    fitted, _ = run(replica, windows, training, everything(replica, correct=ones))
+    for name in replica.values.keys() - replica.unused:
+        torch.testing.assert_close(fitted.tensors[name], start[name] - 1.0, rtol=0, atol=1e-12)
+
+
+def test_a_contrast_sees_features_of_the_batch_under_the_references(replica: Replica, windows: HospitalWindows) -> None:
+    seen = []
+
+    def contrast(features: Tensor, others: dict[str, Tensor], context: Tensors) -> Tensor:
+        seen.append((features.detach(), others["start"], others["far"]))
+        return 0.0 * features.sum()
+
+    start = replica.read()
+    far = {name: value + 0.1 for name, value in start.items()}
+    phase = everything(replica, references={"start": start, "far": far}, contrast=contrast)
+    run(replica, windows, Training(steps=1, batch_size=2), phase)
+    features, same, other = seen[0]
+    assert features.shape == (2, replica.model.size.neck)
+    torch.testing.assert_close(features, same, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(features, other, atol=1e-4)
+
+
+def test_kept_moments_continue_as_if_the_round_had_not_ended(replica: Replica, windows: HospitalWindows) -> None:
+    """Two rounds of one epoch with kept moments = the same batches in one optimizer; with reset they differ."""
+    training = Training(epochs=1, batch_size=8, optimizer=AdamW(lr=1e-2), schedule=CONSTANT, moments="keep")
+    start = replica.read()
+    _, state = run(replica, windows, training)
+    once, _ = run(replica, windows, training, state=state)
+    replica.load(start)
+    values = [value for name, value in replica.values.items() if name not in replica.unused]
+    optimizer = torch.optim.AdamW(values, lr=1e-2, weight_decay=0.1)
+    for _ in range(2):
+        images, labels = windows.gather(epoch_batches(8, 8, RNG("batches", 0))[0])
+        optimizer.zero_grad()
+        segmentation_loss(replica.logits(images), labels.flatten(0, 1)).backward()
+        optimizer.step()
+    for name, value in replica.read().items():
+        torch.testing.assert_close(once.tensors[name], value, rtol=1e-12, atol=1e-12)
+    replica.load(start)
+    run(replica, windows, training)
+    reset, _ = run(replica, windows, training)
+    assert not all(torch.equal(reset.tensors[name], once.tensors[name]) for name in once.tensors)
+
+
+def test_augmentation_reaches_the_batches(replica: Replica, windows: HospitalWindows) -> None:
+    start, training = replica.read(), Training(steps=2)
+    plain, _ = run(replica, windows, training)
+    replica.load(start)
+    augmented, _ = fit(replica, everything(replica), windows, training, Augment(), OptimizerState(), RNG)
+    assert plain.mean_loss != augmented.mean_loss
+
+
+def test_a_loss_that_is_not_finite_names_its_batch(replica: Replica, windows: HospitalWindows) -> None:
+    def explode(tensors: Tensors, context: Tensors) -> Tensor:
+        return sum(value.sum() for value in tensors.values()) * math.inf
+
+    with pytest.raises(NonFiniteLossError, match="the loss of batch 1 is"):
+        run(replica, windows, Training(steps=3), everything(replica, penalty=explode))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected a number above 0, got 0"),
+        ({"steps": 0}, "steps: expected at least 1"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"clip_norm": -1.0}, "clip_norm: expected a number above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Training(**settings)

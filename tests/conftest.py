@@ -1,0 +1,127 @@
+"""Fixtures shared by all tests: the smallest real model, small volumes, and a federation of both."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from wardround.aggregators.contract import Aggregator, HospitalInfo, Setting
+from wardround.clients.hospital import Workplace
+from wardround.clients.lora import LoRA, initialise_adapters
+from wardround.clients.methods import FlapSam, Method
+from wardround.clients.optimizers import SGD, Schedule
+from wardround.clients.replica import Precision, Replica
+from wardround.clients.sam import Sam
+from wardround.clients.training import Training
+from wardround.datasets.augment import NoAugment
+from wardround.datasets.contract import Case
+from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows
+from wardround.simulator.checkpoint import Checkpoint
+from wardround.simulator.cohort import Site
+from wardround.simulator.federation import Federated, initial_memories
+from wardround.simulator.randomness import streams
+from wardround.simulator.sampling import Cohort
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
+SIZE = 16
+"""Pixels of the test volumes: four patches of the tiny SAM."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_replica() -> Callable[..., Replica]:
+    """Builds a replica of the tiny SAM (two classes) with FLAP-SAM's adapters, or with another method."""
+
+    def make(
+        *,
+        rank: int = 4,
+        precision: Precision = "fp32",
+        method: Method | None = None,
+        alpha: float = 1.0,
+        power: float = 0.0,
+        image_size: int = 32,
+    ) -> Replica:
+        model = Sam(size="tiny", image_size=image_size).build(2, streams(0, "init"))
+        layout = (method or FlapSam(lora=LoRA(rank=rank, alpha=alpha, power=power))).attach(model)
+        initialise_adapters(model, streams(0, "init"))
+        return Replica(model, layout, precision=precision)
+
+    return make
+
+
+def make_volume(seed: int, slices: int = 4, size: int = SIZE) -> PreparedVolume:
+    """A square of class 1 with a smaller one of class 2 in it, at a place and contrast of its own, in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.zeros(slices, size, size, dtype=torch.uint8)
+    row, column = torch.randint(0, size // 2, (2,), generator=generator).tolist()
+    labels[:, row : row + size // 2, column : column + size // 2] = 1
+    labels[:, row + 2 : row + size // 4 + 2, column + 2 : column + size // 4 + 2] = 2
+    images = 0.3 * labels + 0.3 * torch.rand(slices, size, size, generator=generator)
+    case = Case(name=f"case-{seed}", patient=f"patient-{seed}", image=Path("none"), label=Path("none"))
+    shape = (slices, size, size)
+    return PreparedVolume(case=case, images=images, labels=labels, native_shape=shape, spacing_mm=(1.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def make_windows() -> Callable[..., HospitalWindows]:
+    """Builds a hospital's windows from random volumes."""
+
+    def make(seed: int = 0, volumes: int = 2, slices: int = 4) -> HospitalWindows:
+        return HospitalWindows([make_volume(100 * seed + n, slices) for n in range(volumes)], Windows())
+
+    return make
+
+
+@pytest.fixture
+def make_federated(make_replica: Callable[..., Replica], make_windows: Callable[..., HospitalWindows]):
+    """Builds a federation of hospitals with different numbers of volumes, and its state before round 1."""
+
+    def make(
+        aggregator: Aggregator,
+        *,
+        volumes: tuple[int, ...] = (1, 2, 3),
+        precision: Precision = "fp64",
+        training: Training | None = None,
+        cohort: Cohort | None = None,
+        ranks: Mapping[str, int] | None = None,
+        rank: int = 3,
+        same_data: bool = False,
+        uniform: bool = False,
+        method: Method | None = None,
+    ) -> tuple[Federated, Checkpoint]:
+        replica = make_replica(rank=rank, precision=precision, image_size=SIZE, method=method)
+        names = [f"hospital-{number}" for number in range(len(volumes))]
+        training = training or Training(batch_size=2, optimizer=SGD(lr=0.05), schedule=Schedule(warmup_steps=0))
+        sites = {}
+        for number, (name, count) in enumerate(zip(names, volumes, strict=True)):
+            windows = make_windows(0 if same_data else number, count)
+            has = replica.max_rank and (ranks or {}).get(name, replica.max_rank)
+            info = HospitalInfo(name=name, num_examples=len(windows), rank=has)
+            sites[name] = Site(info=info, train=windows, validation=(), test=windows.volumes)
+        federated = Federated(
+            aggregator=aggregator,
+            workplace=Workplace(replica=replica, training=training, augment=NoAugment()),
+            sites=sites,
+            weights={name: 1.0 if uniform else float(site.info.num_examples) for name, site in sites.items()},
+            cohort=cohort or Cohort(),
+            seed=0,
+        )
+        setting = Setting(
+            trainable=replica.read(),
+            layout=replica.layout,
+            hospitals=tuple(site.info for site in sites.values()),
+            optimizer="sgd",
+            momentum=0.0,
+        )
+        server = aggregator.init(setting, federated.rng("server"))
+        return federated, Checkpoint(server=server, memories=initial_memories(sites))
+
+    return make
