@@ -1,0 +1,189 @@
+"""Checkpoints: everything a run needs to go on, written so that a kill at any moment loses at most one round.
+
+::
+
+    checkpoint/
+        latest.json                     the one pointer: {"round": 7}
+        round-0007/state.json           steps per hospital and phase, names of the memory files
+        round-0007/server.safetensors   tensors/..., base/..., memory/...
+        memory/<hospital>-0005.safetensors   written only in rounds the hospital took part in
+
+Every file is written beside its place, synced and renamed; the pointer is replaced last. The last two rounds are kept,
+so that the last round can be run again and compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ..aggregators.contract import ServerState, Setting, Tensors
+from ..clients.hospital import Memory
+from ..clients.training import OptimizerState
+from .files import write_bytes, write_json
+
+Memories = Mapping[str, Memory]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state after a round: the server's, and every hospital's memory."""
+
+    server: ServerState
+    memories: Memories
+
+    @property
+    def round(self) -> int:
+        """The last finished round."""
+        return self.server.round
+
+
+class Checkpoints:
+    """The checkpoint folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def latest(self) -> int | None:
+        """The last round that was saved whole, None when there is none."""
+        pointer = self.folder / "latest.json"
+        return int(json.loads(pointer.read_text())["round"]) if pointer.exists() else None
+
+    def save(self, checkpoint: Checkpoint, changed: Collection[str]) -> None:
+        """Saves the state after a round.
+
+        Args:
+            checkpoint: What to save.
+            changed: Hospitals whose memory may have changed since the last save; only their files are written.
+        """
+        files = self._save_memories(checkpoint, changed)
+        folder = self._round(checkpoint.round)
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        write_bytes(folder / "server.safetensors", _pack(_server_tensors(checkpoint.server)))
+        steps = {name: [state.steps for state in memory.optimizer] for name, memory in checkpoint.memories.items()}
+        write_json(folder / "state.json", {"round": checkpoint.round, "steps": steps, "memory": files})
+        write_json(self.folder / "latest.json", {"round": checkpoint.round})
+        self._prune(checkpoint.round)
+
+    def load(self, number: int, setting: Setting) -> Checkpoint:
+        """The state after a round.
+
+        Args:
+            number: The round.
+            setting: What the algorithm was initialised with; it never changes and is not saved.
+
+        Raises:
+            ValueError: it is not there or unreadable.
+        """
+        folder = self._round(number)
+        try:
+            state = json.loads((folder / "state.json").read_text())
+            server = _server_state(number, setting, load_file(folder / "server.safetensors"))
+            memories = {name: self._memory(name, state) for name in state["steps"]}
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder}: expected a whole checkpoint of round {number}: {error}") from error
+        return Checkpoint(server=server, memories=memories)
+
+    def _save_memories(self, checkpoint: Checkpoint, changed: Collection[str]) -> dict[str, str]:
+        """Writes the changed memory files; returns the file of every hospital that has one."""
+        files = dict(self._state(self.latest())["memory"]) if self.latest() is not None else {}
+        for name in sorted(changed):
+            files.pop(name, None)
+            tensors = _memory_tensors(checkpoint.memories[name])
+            if tensors:
+                files[name] = f"{_file_stem(name)}-{checkpoint.round:04d}.safetensors"
+                write_bytes(self.folder / "memory" / files[name], _pack(tensors))
+        return files
+
+    def _memory(self, name: str, state: Mapping[str, Any]) -> Memory:
+        tensors = load_file(self.folder / "memory" / state["memory"][name]) if name in state["memory"] else {}
+        optimizer = tuple(
+            OptimizerState(steps=steps, moments=_below(f"moments-{number}/", tensors))
+            for number, steps in enumerate(state["steps"][name])
+        )
+        return Memory(tensors=_below("tensors/", tensors), optimizer=optimizer)
+
+    def _state(self, number: int | None) -> Any:
+        return json.loads((self._round(number or 0) / "state.json").read_text())
+
+    def _round(self, number: int) -> Path:
+        return self.folder / f"round-{number:04d}"
+
+    def _prune(self, newest: int) -> None:
+        """Keeps the last two rounds and the memory files they name."""
+        keep = {newest, newest - 1}
+        for folder in self.folder.glob("round-*"):
+            if int(folder.name.removeprefix("round-")) not in keep:
+                shutil.rmtree(folder)
+        used = {
+            file for number in keep if self._round(number).exists() for file in self._state(number)["memory"].values()
+        }
+        for path in (self.folder / "memory").glob("*"):
+            if path.name not in used:
+                path.unlink()
+
+
+def state_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 over every tensor and counter of a checkpoint: equal exactly when the states are bit-identical."""
+    digest = hashlib.sha256(str(checkpoint.round).encode())
+    groups = {"server": _server_tensors(checkpoint.server)}
+    groups |= {name: _memory_tensors(memory) for name, memory in sorted(checkpoint.memories.items())}
+    for group, tensors in groups.items():
+        for name in sorted(tensors):
+            value = tensors[name].detach().cpu().contiguous()
+            digest.update(f"{group}/{name}/{value.dtype}/{tuple(value.shape)}".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    steps = {name: [state.steps for state in memory.optimizer] for name, memory in sorted(checkpoint.memories.items())}
+    digest.update(json.dumps(steps).encode())
+    return digest.hexdigest()
+
+
+def _server_tensors(server: ServerState) -> dict[str, Tensor]:
+    groups = {"tensors": server.tensors, "base": server.base, "memory": server.memory}
+    return {f"{group}/{name}": value for group, tensors in groups.items() for name, value in tensors.items()}
+
+
+def _server_state(number: int, setting: Setting, tensors: Tensors) -> ServerState:
+    return ServerState(
+        setting=setting,
+        round=number,
+        tensors=_below("tensors/", tensors),
+        base=_below("base/", tensors),
+        memory=_below("memory/", tensors),
+    )
+
+
+def _memory_tensors(memory: Memory) -> dict[str, Tensor]:
+    tensors = {f"tensors/{name}": value for name, value in memory.tensors.items()}
+    for number, state in enumerate(memory.optimizer):
+        tensors |= {f"moments-{number}/{name}": value for name, value in state.moments.items()}
+    return tensors
+
+
+def _below(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _pack(tensors: Tensors) -> bytes:
+    """Safetensors bytes; copies, because tensors of one flat buffer share storage."""
+    return save(
+        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    )
+
+
+def _file_stem(hospital: str) -> str:
+    """A hospital's name as a file name: odd characters are replaced and a hash keeps it unique."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in hospital)
+    return plain if plain == hospital else f"{plain}-{hashlib.sha256(hospital.encode()).hexdigest()[:8]}"

@@ -1,0 +1,65 @@
+"""The hospitals of a round take their turns on the one replica, one after the other.
+
+Order never matters: every hospital starts from what was broadcast to it, has its own streams and its own memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..aggregators.contract import Download, HospitalInfo, LocalRule, Streams
+from ..clients.hospital import Memory, Turn, Workplace, take_turn
+from ..clients.training import NonFiniteLossError
+from ..datasets.windows import HospitalWindows, PreparedVolume
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A hospital of the run: what the server knows of it, and its data in memory."""
+
+    info: HospitalInfo
+    train: HospitalWindows
+    validation: tuple[PreparedVolume, ...]
+    test: tuple[PreparedVolume, ...]
+
+
+def train_sequentially(
+    workplace: Workplace,
+    rule: LocalRule,
+    sites: Mapping[str, Site],
+    downloads: Mapping[str, Download],
+    memories: Mapping[str, Memory],
+    rng: Callable[[str], Streams],
+    announce: Callable[[str, Turn | None], None],
+) -> list[Turn]:
+    """Trains every hospital that got a download, in order of names.
+
+    Args:
+        workplace: The replica and the training settings.
+        rule: The hospital's half of the algorithm.
+        sites: All hospitals.
+        downloads: Download per hospital that trains.
+        memories: Memory per hospital.
+        rng: Gives the streams of a hospital in this round.
+        announce: Called with a name before, and with name and turn after, each hospital.
+
+    Raises:
+        ValueError: names the hospital.
+    """
+    turns = []
+    for name in sorted(downloads):
+        announce(name, None)
+        site = sites[name]
+        try:
+            turn = take_turn(workplace, rule, site.info, downloads[name], memories[name], site.train, rng(name))
+        except NonFiniteLossError as error:
+            raise ValueError(
+                f"hospital {name!r}: {error}. Lower training.optimizer.lr, set training.clip_norm, "
+                "or look for odd intensities in its volumes"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"hospital {name!r}: {error}") from error
+        announce(name, turn)
+        turns.append(turn)
+    return turns

@@ -1,0 +1,232 @@
+"""The round loop: a federation learns.
+
+::
+
+    sample cohort -> broadcast -> train locally -> aggregate -> evaluate -> record -> checkpoint
+
+Every round is a pure function of the checkpoint before it and of the experiment's seed; that is all that resume and
+verification rest on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..aggregators.checks import check_download, check_updates
+from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
+from ..clients.hospital import Memory, Turn, Workplace
+from .checkpoint import Checkpoint
+from .cohort import Site, train_sequentially
+from .progress import Progress
+from .randomness import Key, streams
+from .sampling import Cohort, draw, drop
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federated:
+    """What stays the same from round to round.
+
+    Args:
+        aggregator: The algorithm.
+        workplace: The replica and how hospitals train on it.
+        sites: Hospitals by name, sorted.
+        weights: Weight per hospital.
+        cohort: Who takes part in a round.
+        seed: The experiment's seed.
+    """
+
+    aggregator: Aggregator
+    workplace: Workplace
+    sites: Mapping[str, Site]
+    weights: Mapping[str, float]
+    cohort: Cohort
+    seed: int
+
+    def rng(self, purpose: str, *keys: Key) -> Streams:
+        """Streams of this experiment."""
+        return streams(self.seed, purpose, *keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What came of a round: the state after it, who may have changed, and its rows."""
+
+    checkpoint: Checkpoint
+    changed: frozenset[str]
+    rows: Rows
+
+
+@dataclass
+class Stopwatch:
+    """Wall-clock seconds per stage of a round."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def run_round(federated: Federated, before: Checkpoint, progress: Progress, watch: Stopwatch) -> Round:
+    """One round of the federation.
+
+    Args:
+        federated: What stays the same.
+        before: The state after the round before.
+        progress: Shows where it is.
+        watch: Takes the times.
+
+    Raises:
+        ValueError: names the round, and the hospital and tensor where there is one.
+    """
+    number = before.round + 1
+    try:
+        cohort = draw(federated.cohort, list(federated.sites), federated.rng("cohort", number))
+        dropped = drop(federated.cohort, cohort, federated.rng("drop", number))
+        progress.round(number, hospitals=len(cohort) - len(dropped))
+        with watch.stage("broadcast_s"):
+            downloads = _broadcast(federated, before.server, cohort, number)
+        with watch.stage("train_s"):
+            turns = _train(federated, before, downloads, dropped, progress)
+        with watch.stage("aggregate_s"):
+            updates = _collect(federated, turns, downloads, number)
+            aggregated = _aggregate(federated, before.server, updates, number)
+    except ValueError as error:
+        raise ValueError(f"round {number}: {error}") from error
+    memories = {**before.memories, **{turn.hospital.name: turn.memory for turn in turns}}
+    return Round(
+        checkpoint=Checkpoint(server=replace(aggregated.server, round=number), memories=memories),
+        changed=frozenset(turn.hospital.name for turn in turns),
+        rows=_rows(federated, number, downloads, turns, updates, aggregated),
+    )
+
+
+def _broadcast(federated: Federated, server: ServerState, cohort: tuple[str, ...], number: int) -> dict[str, Download]:
+    layout = federated.workplace.replica.layout
+    downloads = {}
+    for name in cohort:
+        downloads[name] = federated.aggregator.broadcast(server, federated.sites[name].info)
+        check_download(downloads[name], layout, hospital=name, round_number=number)
+    return downloads
+
+
+def _train(
+    federated: Federated,
+    before: Checkpoint,
+    downloads: Mapping[str, Download],
+    dropped: frozenset[str],
+    progress: Progress,
+) -> list[Turn]:
+    """The hospitals that did not drop out train from the base of this round."""
+
+    def announce(name: str, turn: Turn | None) -> None:
+        progress.hospital(name) if turn is None else progress.step(turn.mean_loss)
+
+    number = before.round + 1
+    federated.workplace.replica.set_base(before.server.base)
+    return train_sequentially(
+        federated.workplace,
+        federated.aggregator.rule,
+        federated.sites,
+        {name: download for name, download in downloads.items() if name not in dropped},
+        before.memories,
+        lambda name: federated.rng("local", number, name),
+        announce,
+    )
+
+
+def _collect(
+    federated: Federated, turns: list[Turn], downloads: Mapping[str, Download], number: int
+) -> list[ClientUpdate]:
+    """The updates as they arrive at the server, checked against what was announced."""
+    updates = [_update(turn, federated.weights[turn.hospital.name]) for turn in turns]
+    expected = {update.hospital: downloads[update.hospital] for update in updates}
+    check_updates(number, expected, updates, allow_empty=federated.cohort.sampling == "poisson")
+    return updates
+
+
+def _update(turn: Turn, weight: float) -> ClientUpdate:
+    result = turn.result
+    return ClientUpdate(
+        hospital=turn.hospital.name,
+        weight=weight,
+        num_examples=turn.hospital.num_examples,
+        num_steps=turn.num_steps,
+        tensors=result.tensors,
+        extra=result.extra,
+        metrics=result.metrics,
+        bytes=num_bytes(result.tensors) + num_bytes(result.extra),
+    )
+
+
+def _aggregate(federated: Federated, server: ServerState, updates: list[ClientUpdate], number: int) -> Aggregated:
+    """The aggregator's step; a round in which Poisson sampling drew nobody changes nothing."""
+    if not updates:
+        return Aggregated(server=server)
+    return federated.aggregator.aggregate(server, updates, federated.rng("aggregate", number))
+
+
+def num_bytes(tensors: Tensors) -> int:
+    """Bytes of tensors on the wire, in their own dtype."""
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def _rows(
+    federated: Federated,
+    number: int,
+    downloads: Mapping[str, Download],
+    turns: list[Turn],
+    updates: list[ClientUpdate],
+    aggregated: Aggregated,
+) -> Rows:
+    """Ledger rows of the whole cohort, training losses and what the aggregator has to say."""
+    arrived = {update.hospital: update for update in updates}
+    ledger = [
+        _ledger_row(federated, number, name, downloads[name], arrived.get(name), aggregated) for name in downloads
+    ]
+    metrics = [metric_row(number, turn.hospital.name, "train", "loss", turn.mean_loss) for turn in turns]
+    for update in updates:
+        metrics += [metric_row(number, update.hospital, "train", name, value) for name, value in update.metrics.items()]
+    for name, value in sorted(aggregated.diagnostics.items()):
+        metrics.append(metric_row(number, None, None, f"aggregate/{name}", value))
+    return {"ledger": ledger, "metrics": metrics}
+
+
+def _ledger_row(
+    federated: Federated,
+    number: int,
+    name: str,
+    download: Download,
+    update: ClientUpdate | None,
+    aggregated: Aggregated,
+) -> dict[str, Any]:
+    return {
+        "round": number,
+        "hospital": name,
+        "status": "dropped" if update is None else "ok",
+        "bytes_down": num_bytes(download.traffic) + aggregated.extra_bytes_down,
+        "bytes_up": 0 if update is None else update.bytes + aggregated.extra_bytes_up,
+        "examples": federated.sites[name].info.num_examples,
+        "steps": 0 if update is None else update.num_steps,
+    }
+
+
+def metric_row(
+    number: int, hospital: str | None, split: str | None, metric: str, value: float | None
+) -> dict[str, Any]:
+    """A row of ``metrics.jsonl``."""
+    return {"round": number, "hospital": hospital, "split": split, "metric": metric, "value": value}
+
+
+def initial_memories(sites: Mapping[str, Site]) -> dict[str, Memory]:
+    """Nobody remembers anything yet."""
+    return {name: Memory() for name in sites}

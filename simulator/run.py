@@ -1,0 +1,258 @@
+"""``wardround run``: from an experiment to a finished run directory, beginning or going on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .assembly import Assembled, Located, assemble, locate
+from .assessment import Keepsakes, assess
+from .checkpoint import Checkpoint
+from .federation import Round, Rows, Stopwatch, run_round
+from .files import write_json, write_text
+from .progress import Progress
+from .rundir import RunDirectory, check_environment, environment, new_manifest, now, run_id
+from .summary import summarise_run
+
+if TYPE_CHECKING:
+    from .config import Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Where the run is, and whether it had been finished before."""
+
+    path: Path
+    already_finished: bool
+
+
+def run(
+    experiment: Experiment,
+    *,
+    data: Path | None = None,
+    out: Path = Path("runs"),
+    quiet: bool = False,
+    images: bool = True,
+    allow_changed_environment: bool = False,
+    experiments_file: str | None = None,
+) -> Outcome:
+    """Runs an experiment, or goes on with it, or finds that it is finished.
+
+    Args:
+        experiment: What to run.
+        data: Folder of the data, None for the data set's default.
+        out: Folder of all runs.
+        quiet: No progress bars.
+        images: Keep slices of test volumes for the report.
+        allow_changed_environment: Go on although code, device or threads changed since the run began.
+        experiments_file: Where the experiment was defined, for the manifest.
+
+    Raises:
+        ValueError: bad input, with where and how to mend it. What was finished stays.
+        OSError: the disk is full or not writable.
+    """
+    device = prepare_device(experiment)
+    located = locate(experiment, data)
+    directory, config = run_directory(experiment, located, out)
+    if directory.manifest is not None and directory.manifest["state"] == "finished":
+        return Outcome(path=directory.path, already_finished=True)
+    with directory.locked():
+        _begin(directory, experiment, config, located, device, allow_changed_environment, experiments_file)
+        try:
+            _work(directory, experiment, located, device, quiet, images)
+        except BaseException as error:
+            _record_failure(directory, error)
+            raise
+    return Outcome(path=directory.path, already_finished=False)
+
+
+def run_directory(experiment: Experiment, located: Located, out: Path) -> tuple[RunDirectory, Mapping[str, Any]]:
+    """The folder of this experiment on this data, and the resolved config that names it."""
+    from .config import identity, resolve
+
+    identifier = run_id(identity(experiment), located.data_hash, located.weights_hash)
+    return RunDirectory(out / experiment.name / identifier), resolve(experiment)
+
+
+def prepare_device(experiment: Experiment) -> torch.device:
+    """Sets threads and determinism, and picks the device.
+
+    Raises:
+        ValueError: the device that was asked for is not there.
+    """
+    runtime = experiment.runtime
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    torch.backends.cudnn.benchmark = not runtime.deterministic
+    torch.backends.cudnn.deterministic = runtime.deterministic
+    return choose_device(runtime.device)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    if not available[name]:
+        raise ValueError(f"runtime.device: expected a device of this machine, got {name!r}; use 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+def _begin(
+    directory: RunDirectory,
+    experiment: Experiment,
+    config: Mapping[str, Any],
+    located: Located,
+    device: torch.device,
+    allow_changed_environment: bool,
+    experiments_file: str | None,
+) -> None:
+    """Writes config and manifest, or checks that an interrupted run may go on here."""
+    from .yaml12 import dump
+
+    here = environment(device)
+    if directory.manifest is None:
+        write_text(directory.path / "config.yaml", dump(config))
+        manifest = new_manifest(
+            experiment.name,
+            directory.path.name,
+            here,
+            seed=experiment.seed,
+            cohort_mode="sequential",
+            compile=False,
+            precision=experiment.training.precision,
+            deterministic=experiment.runtime.deterministic,
+            data_hash=located.data_hash,
+            weights_hash=located.weights_hash,
+            experiments_file=experiments_file,
+        )
+        write_json(directory.path / "manifest.json", manifest)
+        return
+    if not allow_changed_environment:
+        check_environment(directory.manifest["environment"], here)
+    directory.update_manifest(state="running", error=None, environment=here)
+
+
+def _work(
+    directory: RunDirectory, experiment: Experiment, located: Located, device: torch.device, quiet: bool, images: bool
+) -> None:
+    """All rounds that are left, then what a finished run leaves behind."""
+    assembled = assemble(experiment, located, device)
+    checkpoint = _resume(directory, assembled)
+    with Progress(rounds=experiment.rounds, start=checkpoint.round, quiet=quiet) as progress:
+        if checkpoint.round == 0:
+            _first_assessment(directory, experiment, assembled, checkpoint, progress)
+        while checkpoint.round < experiment.rounds:
+            checkpoint = _one_round(directory, experiment, assembled, checkpoint, progress, images)
+    _finish(directory, assembled, images)
+
+
+def _resume(directory: RunDirectory, assembled: Assembled) -> Checkpoint:
+    """The last checkpoint, or the initial state, saved as round 0; later rows are cut."""
+    number = directory.checkpoints.latest()
+    if number is None:
+        directory.cut(-1)
+        directory.checkpoints.save(assembled.initial, changed=list(assembled.initial.memories))
+        return assembled.initial
+    directory.cut(number)
+    checkpoint = directory.checkpoints.load(number, assembled.initial.server.setting)
+    check_fits(checkpoint, assembled.initial)
+    return checkpoint
+
+
+def check_fits(checkpoint: Checkpoint, initial: Checkpoint) -> None:
+    """Raises ValueError when a checkpoint is of another model, algorithm or federation."""
+    there = {name: tuple(value.shape) for name, value in checkpoint.server.tensors.items()}
+    here = {name: tuple(value.shape) for name, value in initial.server.tensors.items()}
+    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if differing:
+        raise ValueError(
+            f"the checkpoint of round {checkpoint.round} is of another model: {len(differing)} tensors differ, "
+            f"for example {differing[:3]}; remove the run's folder to begin again"
+        )
+    if checkpoint.memories.keys() != initial.memories.keys():
+        raise ValueError(
+            f"the checkpoint of round {checkpoint.round} is of other hospitals: expected "
+            f"{sorted(initial.memories)}, got {sorted(checkpoint.memories)}; remove the run's folder to begin again"
+        )
+
+
+def _first_assessment(
+    directory: RunDirectory, experiment: Experiment, assembled: Assembled, checkpoint: Checkpoint, progress: Progress
+) -> None:
+    """Scores the untrained model, where evaluations are asked for. Repeated whole if round 1 was never finished."""
+    directory.cut(-1)
+    if experiment.evaluation.due(0, experiment.rounds):
+        directory.append(assess(assembled.federated, assembled.assessor, checkpoint, progress, final=False))
+
+
+def _one_round(
+    directory: RunDirectory,
+    experiment: Experiment,
+    assembled: Assembled,
+    before: Checkpoint,
+    progress: Progress,
+    images: bool,
+) -> Checkpoint:
+    """Trains, scores, records and saves one round."""
+    watch = Stopwatch()
+    finished = run_round(assembled.federated, before, progress, watch)
+    with watch.stage("evaluate_s"):
+        rows = score_round(experiment, assembled, finished, progress, directory.path, images)
+    directory.append(rows)
+    with watch.stage("checkpoint_s"):
+        directory.checkpoints.save(finished.checkpoint, finished.changed)
+    directory.append({"timing": [{"round": finished.checkpoint.round, **_rounded(watch.seconds)}]})
+    return finished.checkpoint
+
+
+def score_round(
+    experiment: Experiment, assembled: Assembled, finished: Round, progress: Progress, folder: Path, images: bool
+) -> Rows:
+    """The rows of a round: what it reported, and its scores when an evaluation is due."""
+    number, last = finished.checkpoint.round, experiment.rounds
+    if not experiment.evaluation.due(number, last):
+        return finished.rows
+    final = number == last
+    keepsakes = Keepsakes(
+        folder=folder,
+        predictions=experiment.evaluation.predictions,
+        overlays=images,
+        slice_axis=assembled.assessor.slice_axis,
+    )
+    scores = assess(
+        assembled.federated,
+        assembled.assessor,
+        finished.checkpoint,
+        progress,
+        final=final,
+        keepsakes=keepsakes if final else None,
+    )
+    return {name: finished.rows.get(name, []) + scores.get(name, []) for name in ("metrics", "cases", "ledger")}
+
+
+def _finish(directory: RunDirectory, assembled: Assembled, images: bool) -> None:
+    """Summary and report; then the run is finished."""
+    from .report import write_report
+
+    write_json(directory.path / "summary.json", summarise_run(directory, assembled.assessor.classes))
+    directory.update_manifest(state="finished", finished=now())
+    write_report(directory.path, images=images)
+
+
+def _record_failure(directory: RunDirectory, error: BaseException) -> None:
+    """Says in the manifest what stopped the run; a full disk must not hide the error itself."""
+    state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    try:
+        directory.update_manifest(state=state, error=f"{type(error).__name__}: {error}", finished=now())
+    except OSError:
+        return
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    stages = ("broadcast_s", "train_s", "aggregate_s", "evaluate_s", "checkpoint_s")
+    return {stage: round(seconds.get(stage, 0.0), 6) for stage in stages}

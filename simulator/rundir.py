@@ -1,0 +1,169 @@
+"""The run directory: its name, its manifest, its rows, and the rule for going on with an interrupted run.
+
+``runs/<experiment>/<id>/``, where id = first 12 hex digits of SHA-256 over the resolved config (without paths, device
+and display), the hash of the data and the hash of the base weights: the same experiment on the same data is the same
+folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoints
+from .files import append_lines, cut_lines, write_json
+
+ROWS = ("metrics", "cases", "ledger", "timing")
+"""The JSON-lines files of a run, one row per line, each with its round."""
+
+_PACKAGE = Path(__file__).parent.parent
+_LIBRARIES = ("torch", "transformers", "monai", "numpy", "nibabel", "scipy", "safetensors")
+
+
+class RunDirectory:
+    """One run on disk.
+
+    Args:
+        path: Its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoint")
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What ``manifest.json`` says, None before the run exists."""
+        file = self.path / "manifest.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def update_manifest(self, **changes: Any) -> None:
+        """Replaces entries of the manifest."""
+        write_json(self.path / "manifest.json", {**(self.manifest or {}), **changes})
+
+    def append(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Adds rows by file: ``{"metrics": [...], "ledger": [...]}``."""
+        for name, lines in rows.items():
+            append_lines(self.path / f"{name}.jsonl", lines)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """All rows of one file."""
+        path = self.path / f"{name}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def cut(self, last_round: int) -> None:
+        """Drops all rows of rounds after the last checkpoint."""
+        for name in ROWS:
+            cut_lines(self.path / f"{name}.jsonl", last_round)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process out while this one works.
+
+        Raises:
+            ValueError: another process holds the run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"{self.path}: another process is working on this run; wait for it") from error
+            yield
+
+
+def run_id(config: Mapping[str, Any], data_hash: str, weights_hash: str) -> str:
+    """First 12 hex digits of SHA-256 over what determines the result."""
+    text = json.dumps([config, data_hash, weights_hash], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What bit-identity depends on beside the config: a run is continued only where all of it is the same."""
+    return {
+        "code_hash": code_hash(),
+        "torch": torch.__version__,
+        "device": _device_name(device),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def check_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ValueError listing what changed since the run began.
+
+    Args:
+        then: The environment in the manifest.
+        now: The present one.
+    """
+    changed = [f"{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]]
+    if changed:
+        raise ValueError(
+            "this run was begun in another environment and would not end bit-identical ("
+            + "; ".join(changed)
+            + "). Restore it, or go on with --allow-changed-environment"
+        )
+
+
+def code_hash() -> str:
+    """SHA-256 (12 hex digits) over the package's Python files."""
+    digest = hashlib.sha256()
+    folders = (_PACKAGE / name for name in ("aggregators", "clients", "datasets", "simulator"))
+    files = [_PACKAGE / "__init__.py", *(file for folder in folders for file in folder.rglob("*.py"))]
+    for file in sorted(files):
+        digest.update(file.relative_to(_PACKAGE).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def new_manifest(experiment: str, identity: str, environment: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The manifest of a run that begins now."""
+    return {
+        "experiment": experiment,
+        "id": identity,
+        "wardround": metadata.version("wardround"),
+        "packages": {name: metadata.version(name) for name in _LIBRARIES},
+        "python": platform.python_version(),
+        "environment": dict(environment),
+        "command": shlex.join(["wardround", *sys.argv[1:]]),
+        "state": "running",
+        "error": None,
+        "started": now(),
+        "finished": None,
+        **more,
+    }
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _cpu_name() -> str:
+    return f"{platform.machine()} {_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    """The processor's name where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,0 +1,88 @@
+"""``wardround verify``: runs the last round again from the checkpoint before it and compares every bit."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .assembly import assemble, locate
+from .checkpoint import state_hash
+from .federation import Stopwatch, run_round
+from .progress import Progress
+from .run import check_fits, prepare_device, score_round
+from .rundir import RunDirectory, check_environment, environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What came of it: the round, the two hashes of the state, and the rows that differ."""
+
+    round: int
+    recorded: str
+    repeated: str
+    differing_rows: tuple[str, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether state and rows are bit-identical."""
+        return self.recorded == self.repeated and not self.differing_rows
+
+    def __str__(self) -> str:
+        if self.identical:
+            return f"round {self.round} repeated: state {self.recorded[:16]} and all rows are bit-identical"
+        state = "equal" if self.recorded == self.repeated else f"{self.recorded[:16]} then, {self.repeated[:16]} now"
+        rows = "; ".join(self.differing_rows[:5]) or "none"
+        return f"round {self.round} repeated with a DIFFERENT result: state {state}; differing rows: {rows}"
+
+
+def verify(path: Path, *, data: Path | None = None, allow_changed_environment: bool = False) -> Verdict:
+    """Repeats the last saved round of a run. Writes nothing into the run.
+
+    Args:
+        path: The run directory.
+        data: Folder of the data, as for the run.
+        allow_changed_environment: Compare although code, device or threads changed.
+
+    Raises:
+        ValueError: no run, no two checkpoints, or other data than the run had.
+    """
+    from .config import load_resolved
+
+    directory = RunDirectory(path)
+    if directory.manifest is None:
+        raise ValueError(f"{path}: expected a run directory with manifest.json")
+    experiment = load_resolved(path / "config.yaml")
+    device = prepare_device(experiment)
+    if not allow_changed_environment:
+        check_environment(directory.manifest["environment"], environment(device))
+    located = locate(experiment, data)
+    if located.data_hash != directory.manifest["data_hash"]:
+        raise ValueError(f"{path}: the data differ from what the run was trained on; give its folder with --data")
+    number = directory.checkpoints.latest()
+    if not number:
+        raise ValueError(f"{path}: expected at least one finished round, got none")
+    assembled = assemble(experiment, located, device)
+    setting = assembled.initial.server.setting
+    before = directory.checkpoints.load(number - 1, setting)
+    check_fits(before, assembled.initial)
+    with Progress(rounds=number, start=number - 1, quiet=True) as progress, tempfile.TemporaryDirectory() as folder:
+        repeated = run_round(assembled.federated, before, progress, Stopwatch())
+        rows = score_round(experiment, assembled, repeated, progress, Path(folder), images=False)
+    return Verdict(
+        round=number,
+        recorded=state_hash(directory.checkpoints.load(number, setting)),
+        repeated=state_hash(repeated.checkpoint),
+        differing_rows=tuple(_differences(directory, rows, number)),
+    )
+
+
+def _differences(directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], number: int) -> list[str]:
+    found = []
+    for name, repeated in rows.items():
+        recorded = [row for row in directory.rows(name) if row["round"] == number]
+        if len(recorded) != len(repeated):
+            found.append(f"{name}.jsonl: {len(recorded)} rows then, {len(repeated)} now")
+        found += [f"{then} then, {now} now" for then, now in zip(recorded, repeated, strict=False) if then != now]
+    return found
