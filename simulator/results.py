@@ -1,0 +1,341 @@
+"""Reads a run directory into plain records: what was measured, sent, dropped and how long it took.
+
+Everything that looks at runs (the report, sweeps, comparisons) goes through :class:`RunRecords`; nothing else parses
+the files. A run that is still going is read up to its last whole line. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from . import yaml12
+
+Series = dict[str, list[tuple[int, float | None]]]
+"""Per hospital, ``(round, value)`` in order of rounds; None where the value is undefined."""
+
+Status = Literal["ok", "dropped"]
+
+SERVER = "server"
+"""The key in a :data:`Series` of rows that belong to no hospital."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """A line of ``metrics.jsonl``; round 0 is the model before training, ``value`` None an undefined metric."""
+
+    round: int
+    hospital: str | None
+    split: str | None
+    metric: str
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseRow:
+    """A line of ``cases.jsonl``: one metric of one volume."""
+
+    round: int
+    hospital: str
+    split: str
+    case: str
+    metric: str
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """A line of ``ledger.jsonl``: one hospital in one round. ``examples`` are its training windows."""
+
+    round: int
+    hospital: str
+    status: Status
+    bytes_down: int
+    bytes_up: int
+    examples: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingRow:
+    """A line of ``timing.jsonl``: wall-clock seconds of a round's stages."""
+
+    round: int
+    broadcast_s: float
+    train_s: float
+    aggregate_s: float
+    evaluate_s: float
+    checkpoint_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalScores:
+    """What one hospital reached at the last evaluation of a split.
+
+    Args:
+        hospital: Its name.
+        windows: Its training windows, None before it trained.
+        volumes: Volumes scored.
+        dice: Mean Dice, None when undefined.
+        per_class: Dice per class name.
+        hd95_mm: Mean over the classes of the 95th percentile of the surface distance, None when undefined everywhere.
+        hd95_undefined: Volumes times classes without an HD95.
+        surface_dice: Mean surface Dice over the classes.
+        surface_undefined: Volumes times classes without a surface Dice.
+        bytes_down: Bytes it received over the run.
+        bytes_up: Bytes it sent over the run.
+    """
+
+    hospital: str
+    windows: int | None
+    volumes: int
+    dice: float | None
+    per_class: Mapping[str, float | None]
+    hd95_mm: float | None
+    hd95_undefined: int
+    surface_dice: float | None
+    surface_undefined: int
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecords:
+    """A run directory in memory.
+
+    Args:
+        path: The run directory.
+        config: The resolved experiment.
+        manifest: What ran, where, and its ``state``: ``running``, ``finished`` or ``failed``.
+        summary: The final numbers, None while the run is not finished.
+        metrics: Rows of ``metrics.jsonl``.
+        cases: Rows of ``cases.jsonl``.
+        ledger: Rows of ``ledger.jsonl``.
+        timing: Rows of ``timing.jsonl``.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    summary: Mapping[str, Any] | None = None
+    metrics: Sequence[MetricRow] = field(default_factory=list)
+    cases: Sequence[CaseRow] = field(default_factory=list)
+    ledger: Sequence[LedgerRow] = field(default_factory=list)
+    timing: Sequence[TimingRow] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, run_dir: Path | str) -> Self:
+        """Reads a run directory, finished or not.
+
+        Raises:
+            ValueError: Not a run directory, or a file in it is damaged (names file and line).
+        """
+        path = Path(run_dir)
+        return cls(
+            path=path,
+            config=_mapping(path / "config.yaml", yaml12.load(_required(path / "config.yaml"))),
+            manifest=_read_json(_required(path / "manifest.json")),
+            summary=_read_json(path / "summary.json") if (path / "summary.json").is_file() else None,
+            metrics=_read_rows(path / "metrics.jsonl", MetricRow),
+            cases=_read_rows(path / "cases.jsonl", CaseRow),
+            ledger=_read_rows(path / "ledger.jsonl", LedgerRow),
+            timing=_read_rows(path / "timing.jsonl", TimingRow),
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return self.summary is not None and self.manifest.get("state", "finished") == "finished"
+
+    @cached_property
+    def hospitals(self) -> tuple[str, ...]:
+        """All hospitals that occur, sorted by name."""
+        named = (row.hospital for rows in (self.metrics, self.ledger, self.cases) for row in rows)
+        return tuple(sorted({name for name in named if name is not None}))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the foreground classes, in the order of their rows (label 1 first)."""
+        found = (row.metric.partition("/") for row in self.metrics)
+        return tuple(dict.fromkeys(name for metric, _, name in found if metric == "dice" and name))
+
+    @cached_property
+    def rounds(self) -> int:
+        """The last round that left a row, 0 before the first one is over."""
+        return max((row.round for rows in (self.metrics, self.ledger, self.timing) for row in rows), default=0)
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of all broadcasts."""
+        return sum(row.bytes_down for row in self.ledger)
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of all updates."""
+        return sum(row.bytes_up for row in self.ledger)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds: the summary's, or what the stages add up to so far."""
+        if self.summary is not None and "seconds" in self.summary:
+            return float(self.summary["seconds"])
+        return sum(sum(stages.values()) for stages in self.timing_stages())
+
+    def timing_stages(self) -> list[dict[str, float]]:
+        """Seconds per stage name, a mapping per round."""
+        stages = [item.name for item in fields(TimingRow) if item.name != "round"]
+        return [{name.removesuffix("_s"): getattr(row, name) for name in stages} for row in self.timing]
+
+    def series(self, metric: str, split: str | None = None) -> Series:
+        """The course of one metric per hospital; rows of no hospital are under :data:`SERVER`."""
+        course: dict[str, dict[int, float | None]] = {}
+        for row in self.metrics:
+            if row.metric == metric and row.split == split:
+                course.setdefault(SERVER if row.hospital is None else row.hospital, {})[row.round] = row.value
+        return {name: sorted(course[name].items()) for name in sorted(course)}
+
+    def metric_names(self, prefix: str) -> list[str]:
+        """Names of all metrics that start with ``prefix``, sorted."""
+        return sorted({row.metric for row in self.metrics if row.metric.startswith(prefix)})
+
+    def bytes_per_round(self) -> dict[int, tuple[int, int]]:
+        """``{round: (bytes down, bytes up)}`` summed over the hospitals."""
+        sent: dict[int, tuple[int, int]] = {}
+        for row in sorted(self.ledger, key=lambda row: row.round):
+            down, up = sent.get(row.round, (0, 0))
+            sent[row.round] = (down + row.bytes_down, up + row.bytes_up)
+        return sent
+
+    def last_evaluation(self, split: str = "test") -> int | None:
+        """The last round with a Dice of this split."""
+        return max((row.round for row in self.metrics if row.metric == "dice" and row.split == split), default=None)
+
+    def final(self, split: str = "test") -> list[FinalScores]:
+        """The scores of every hospital at the last evaluation, sorted by hospital."""
+        last = self.last_evaluation(split)
+        values: dict[str, dict[str, float | None]] = {name: {} for name in self.hospitals}
+        for row in self.metrics:
+            if row.round == last and row.split == split and row.hospital is not None:
+                values[row.hospital][row.metric] = row.value
+        return [self._final_of(name, split, last, values[name]) for name in self.hospitals]
+
+    def _final_of(self, hospital: str, split: str, last: int | None, values: Mapping[str, float | None]) -> FinalScores:
+        ledger = [row for row in self.ledger if row.hospital == hospital]
+        scored = {row.case for row in self.cases if (row.hospital, row.split, row.round) == (hospital, split, last)}
+        hd95_mm, hd95_undefined = _over_classes(values, "hd95_mm", self.classes)
+        surface_dice, surface_undefined = _over_classes(values, "surface_dice", self.classes)
+        return FinalScores(
+            hospital=hospital,
+            windows=max((row.examples for row in ledger), default=None),
+            volumes=len(scored),
+            dice=values.get("dice"),
+            per_class={name: values.get(f"dice/{name}") for name in self.classes},
+            hd95_mm=hd95_mm,
+            hd95_undefined=hd95_undefined,
+            surface_dice=surface_dice,
+            surface_undefined=surface_undefined,
+            bytes_down=sum(row.bytes_down for row in ledger),
+            bytes_up=sum(row.bytes_up for row in ledger),
+        )
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the defined values, None when there is none."""
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def mean_series(series: Series) -> list[tuple[int, float | None]]:
+    """The mean over the hospitals per round, of the values that are defined."""
+    per_round: dict[int, list[float | None]] = {}
+    for points in series.values():
+        for number, value in points:
+            per_round.setdefault(number, []).append(value)
+    return [(number, mean(per_round[number])) for number in sorted(per_round)]
+
+
+def _over_classes(values: Mapping[str, float | None], metric: str, classes: Sequence[str]) -> tuple[float | None, int]:
+    """Mean of a metric over the classes where it is defined, and the number of undefined values behind it."""
+    undefined = (values.get(f"undefined/{metric}/{name}") or 0 for name in classes)
+    return mean(values.get(f"{metric}/{name}") for name in classes), int(sum(undefined))
+
+
+Row = TypeVar("Row")
+
+_CHECKS: dict[str, Callable[[object], bool]] = {
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "None": lambda value: value is None,
+    "Status": lambda value: value in ("ok", "dropped"),
+}
+
+
+def _read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """All whole lines of a JSON-lines file, none when it is missing; keys unknown to ``row_type`` are left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = [_row(path, number, line, row_type) for number, line in enumerate(lines[:-1], start=1) if line.strip()]
+    last = lines[-1]  # empty, unless the writer was stopped in the middle of a line
+    return [*rows, _row(path, len(lines), last, row_type)] if _is_json(last) else rows
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _row(path: Path, number: int, line: bytes, row_type: type[Row]) -> Row:
+    """One checked record from one line."""
+    try:
+        values = json.loads(line, parse_constant=lambda _: None)  # NaN, Infinity: no number to show
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r} ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}, line {number}: expected a JSON object, got {values!r}")
+    wanted = {item.name: str(item.type) for item in fields(row_type)}  # type: ignore[arg-type]  # Row is one of four dataclasses
+    problems = [
+        f"{key}: expected {kind}, got {repr(values[key]) if key in values else 'nothing'}"
+        for key, kind in wanted.items()
+        if key not in values or not _fits(values[key], kind)
+    ]
+    if problems:
+        raise ValueError(f"{path}, line {number}: {'; '.join(problems)}")
+    return row_type(**{key: values[key] for key in wanted})
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind in _CHECKS:
+        return _CHECKS[kind](value)
+    return any(_CHECKS[part](value) for part in kind.split(" | "))
+
+
+def _required(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent}: expected a run directory, but it has no {path.name}; "
+            "give the folder runs/<experiment>/<id> that `wardround run` printed"
+        )
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, but it cannot be read ({error})") from error
+    return _mapping(path, value)
+
+
+def _mapping(path: Path, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a mapping, got {value!r}")
+    return value

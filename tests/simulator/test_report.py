@@ -1,0 +1,550 @@
+"""The page and the final table, made from run directories that this file writes in the documented formats."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from wardround.simulator.figures import (
+    CLASS_COLOURS,
+    LINE_COLOURS,
+    Line,
+    area_chart,
+    bar_chart,
+    class_rgb,
+    line_chart,
+    overlay_png,
+)
+from wardround.simulator.report import results_table, score_table, write_report
+from wardround.simulator.report_page import Html, Table, bytes_text, join, seconds_text, tag
+from wardround.simulator.results import RunRecords
+
+CLASSES = ("kidney", "tumour")
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_run(
+    folder: Path,
+    *,
+    hospitals: int = 3,
+    rounds: int = 5,
+    planned: int | None = None,
+    state: str = "finished",
+    overlays: bool = True,
+    names: list[str] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Path:
+    """A run directory with made-up numbers: the Dice of hospital k in round r rises with r and falls with k."""
+    folder.mkdir(parents=True)
+    names = names or [f"hospital-{number:02d}" for number in range(1, hospitals + 1)]
+    for subject, rows in _rows(names, rounds).items():
+        write_lines(folder / f"{subject}.jsonl", rows)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config or _config(planned or rounds), sort_keys=False))
+    (folder / "manifest.json").write_text(json.dumps(_manifest(state)))
+    if state == "finished":
+        (folder / "summary.json").write_text(json.dumps({"dice": {"mean": 0.7}, "rounds": rounds, "seconds": 83.25}))
+    if overlays:
+        (folder / "overlays").mkdir()
+        for place, name in enumerate(names):
+            _write_overlay(folder / "overlays" / f"{name}.npz", seed=place)
+    return folder
+
+
+def _config(rounds: int) -> dict[str, Any]:
+    return {
+        "seed": 0,
+        "rounds": rounds,
+        "model": {"name": "sam", "size": "mini", "image_size": 64, "weights": "sam-mini"},
+        "method": {"name": "flap_sam", "lora": {"rank": 8, "alpha": 1.0, "init_b": "zero"}},
+        "aggregator": {"name": "flap_sam"},
+        "dataset": {"name": "phantom", "hospitals": 3},
+        "optimizer": {"name": "adamw", "lr": 0.0008, "betas": [0.9, 0.999]},
+        "cohort": None,
+        "ranks": {},
+        "evaluation": {"every": 2, "surface_tolerance_mm": 2.0},
+        "compile": False,
+    }
+
+
+def _manifest(state: str) -> dict[str, Any]:
+    return {
+        "experiment": "quickstart",
+        "id": "0123456789ab",
+        "seed": 0,
+        "wardround": "0.1.0",
+        "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
+        "environment": {"device": "cpu", "cpu": "a processor", "threads": 2},
+        "state": state,
+        "error": "ValueError: loss is not finite" if state == "failed" else None,
+        "started": "2026-01-01T00:00:00Z",
+        "finished": None,
+        "command": ["wardround", "run", "quickstart", "--set", "seed=0"],
+    }
+
+
+def _rows(names: list[str], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {"metrics": [], "cases": [], "ledger": [], "timing": []}
+    for number in range(rounds + 1):
+        for place, name in enumerate(names):
+            _hospital_rows(rows, number, place, name, last=number == rounds)
+        if number:
+            _server_rows(rows, number)
+    return rows
+
+
+def _hospital_rows(rows: dict[str, list[dict[str, Any]]], number: int, place: int, name: str, *, last: bool) -> None:
+    def measure(metric: str, value: float | None, split: str = "test") -> None:
+        rows["metrics"].append({"round": number, "hospital": name, "split": split, "metric": metric, "value": value})
+
+    kidney = round(max(0.0, 0.9 * (1 - 0.6**number) - 0.01 * place), 4) if number else 0.02
+    tumour = round(kidney * 0.7, 4)
+    measure("dice", (kidney + tumour) / 2)
+    for label, value in zip(CLASSES, (kidney, tumour), strict=True):
+        measure(f"dice/{label}", value)
+        if last:
+            empty = label == "tumour" and place == 0
+            measure(f"hd95_mm/{label}", None if empty else 3.0 + place)
+            measure(f"undefined/hd95_mm/{label}", 2 if empty else 0)
+            measure(f"surface_dice/{label}", None if empty else 0.8)
+            measure(f"undefined/surface_dice/{label}", 2 if empty else 0)
+    for case in range(2):
+        rows["cases"].append(
+            {"round": number, "hospital": name, "split": "test", "case": f"{name}_case_{case}", "metric": "dice",
+             "value": kidney}
+        )  # fmt: skip
+    if number:
+        dropped = place == 1 and number in (2, 3)
+        if not dropped:
+            measure("loss", 1.0 / number + 0.03 * place, split="train")
+        rows["ledger"].append(
+            {"round": number, "hospital": name, "status": "dropped" if dropped else "ok", "bytes_down": 1_200_000,
+             "bytes_up": 0 if dropped else 1_000_000, "examples": 40 + place, "steps": 0 if dropped else 3}
+        )  # fmt: skip
+
+
+def _server_rows(rows: dict[str, list[dict[str, Any]]], number: int) -> None:
+    for metric, value in {"energy_kept": 1 - 0.1 / number, "update_norm": 2.0 / number, "rank": 8.0}.items():
+        rows["metrics"].append(
+            {"round": number, "hospital": None, "split": None, "metric": f"aggregate/{metric}", "value": value}
+        )
+    rows["timing"].append(
+        {"round": number, "broadcast_s": 0.1, "train_s": 6.0, "aggregate_s": 0.4, "evaluate_s": 2.0,
+         "checkpoint_s": 0.2}
+    )  # fmt: skip
+
+
+def _write_overlay(path: Path, *, seed: int, slices: int = 3, side: int = 48, cut: int = 0) -> None:
+    """Two nested discs on a noisy background; the prediction is the truth moved by a few pixels."""
+    draw = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    image, truth, prediction = [], [], []
+    for place in range(slices):
+        distance = np.hypot(rows - side / 2, columns - side / 2 + seed)
+        label = (distance < side / 4).astype(np.uint8) + (distance < side / 9)
+        truth.append(label)
+        prediction.append(np.roll(label, 1 + 2 * place, axis=1))
+        image.append(0.25 + 0.2 * label + 0.05 * draw.standard_normal((side, side)))
+    np.savez(
+        path,
+        image=np.clip(image, 0, 1).astype(np.float32),
+        truth=np.array(truth, dtype=np.uint8),
+        prediction=np.array(prediction, dtype=np.uint8)[:, cut:],
+        case=np.array([f"secret_case_{seed}_{place}" for place in range(slices)]),
+        slice=np.arange(10, 10 + slices),
+        dice=np.array([0.912, 0.85, np.nan][:slices]),
+        spacing_mm=np.tile([1.0, 1.5], (slices, 1)),
+    )
+
+
+class Outline(HTMLParser):
+    """What a browser would see: every element with its attributes, and whether all are closed in order."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def values(self, attribute: str) -> list[str]:
+        """All values of an attribute on the page."""
+        return [attributes[attribute] or "" for _, attributes in self.elements if attribute in attributes]
+
+
+def page_of(run_dir: Path, *, images: bool = True) -> str:
+    return write_report(run_dir, images=images).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "three")
+
+
+@pytest.fixture(scope="module")
+def html(run: Path) -> str:
+    return page_of(run)
+
+
+def test_the_page_is_well_formed_and_fetches_nothing(html: str) -> None:
+    outline = Outline(html)
+    tags = {name for name, _ in outline.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert all(value.startswith("data:image/png;base64,") for value in outline.values("src"))
+    assert all(value.startswith("#") for name in ("href", "xlink:href") for value in outline.values(name))
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(html: str) -> None:
+    outline = Outline(html)
+    ids = outline.values("id")
+    assert len(ids) == len(set(ids))
+    targets = [value[1:] for name in ("href", "xlink:href") for value in outline.values(name)]
+    targets += re.findall(r"url\(#([^)]*)\)", html)
+    assert targets
+    assert set(targets) <= set(ids)
+
+
+def test_every_picture_has_a_text_alternative(html: str) -> None:
+    elements = Outline(html).elements
+    drawings = [attributes for name, attributes in elements if name == "svg"]
+    photographs = [attributes for name, attributes in elements if name == "img"]
+    assert len(drawings) == 2 + 2 + 3  # Dice and loss, bytes twice, three diagnostics
+    assert len(photographs) == 9
+    assert all(item.get("role") == "img" and item.get("aria-label") for item in drawings)
+    assert all(item.get("alt") for item in photographs)
+    assert "Test Dice, mean over 3 hospitals: 0.017 in round 0, 0.697 in round 5." in html
+
+
+def test_the_headline_is_computed_from_the_rows(html: str) -> None:
+    """Dice of hospital k (from 0): 0.85 (0.9 (1 - 0.6^5) - 0.01 k) = 0.7055, 0.6970, 0.6885; down 5 x 3 x 1.2 MB."""
+    tiles = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", html))
+    assert tiles["Mean test Dice"] == "0.697"
+    assert tiles["Worst hospital"] == "0.689"
+    assert '<dd class="note">hospital-03</dd>' in html
+    assert tiles["Rounds"] == "5"
+    assert tiles["Sent"] == "31.0 MB"
+    assert "18.0 MB to the hospitals, 13.0 MB back" in html
+    assert tiles["Time"] == "1 min 23 s"
+    assert '<dd class="note">cpu</dd>' in html
+
+
+def test_all_parts_are_there(html: str) -> None:
+    titles = re.findall(r"<h2>([^<]*)</h2>", html)
+    assert titles == [
+        "What was run", "Scores per hospital", "Round by round", "Bytes sent", "Aggregation", "Ledger", "Slices",
+        "Timing", "Manifest", "To repeat it",
+    ]  # fmt: skip
+    for text in (
+        "flap_sam (lora [rank 8, alpha 1.0, init_b zero])",
+        "adamw (lr 0.0008, betas [0.9, 0.999])",
+        "<dt>ranks</dt><dd>none</dd>",
+        "surface (surface Dice at 2.0 mm)",
+        "<dt>optimizer.betas</dt><dd>0.9, 0.999</dd>",
+        "energy_kept",
+        "2 of 15 times a hospital failed its round.",
+        "<td>2–3</td>",
+        "<dt>packages.torch</dt><dd>2.13.0</dd>",
+        "<pre>wardround run quickstart --set seed=0</pre>",
+        "Best volume: Dice 0.912, secret_case_0_0, slice 10",
+        "Worst volume: Dice –, secret_case_0_2, slice 12",
+    ):
+        assert text in html
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path, html: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    with matplotlib.rc_context(
+        {"font.size": 30, "svg.hashsalt": "other", "xtick.direction": "in", "lines.linestyle": "--"}
+    ):
+        assert page_of(run) == html
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_without_images_no_slice_and_no_case_is_on_the_page(run: Path, tmp_path: Path) -> None:
+    out = write_report(run, images=False, out=tmp_path / "public" / "page.html")
+    text = out.read_text(encoding="utf-8")
+    assert "data:image" not in text
+    assert "case_" not in text
+    assert "were left out of this page on request" in text
+    Outline(text)
+
+
+def test_a_run_without_stored_slices_says_so(tmp_path: Path) -> None:
+    assert "No slices are stored in this run directory." in page_of(
+        write_run(tmp_path / "run", rounds=0, overlays=False)
+    )
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    names = ["</title><script>alert(1)</script>", '"><b>$x^2$']
+    config = {"rounds": 5, "note": "<img src=x>"}
+    text = page_of(write_run(tmp_path / "run", names=names, rounds=1, config=config, overlays=False))
+    tags = {name for name, _ in Outline(text).elements}
+    assert not tags & {"script", "b", "img"}
+    assert "&lt;script&gt;alert(1)" in text
+    assert "$x^2$" in text
+
+
+@pytest.mark.parametrize(("hospitals", "rounds"), [(1, 1), (40, 2)])
+def test_one_hospital_and_forty(tmp_path: Path, hospitals: int, rounds: int) -> None:
+    text = page_of(write_run(tmp_path / "run", hospitals=hospitals, rounds=rounds))
+    Outline(text)
+    assert all(f"hospital-{number:02d}" in text for number in range(1, hospitals + 1))
+    assert ("mean of 40 hospitals" in text) == (hospitals == 40)
+    assert "1 rounds" not in text
+    assert "1 hospitals" not in text
+    assert len(text) < 3_000_000
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path, html: str) -> None:
+    text = page_of(write_run(tmp_path / "run", rounds=2, planned=10, state="running", overlays=False))
+    assert "This run is not finished: the page shows it after round 2 of 10." in text
+    assert "<div><dt>Rounds</dt><dd>2 of 10</dd>" in text
+    assert "<div><dt>Time</dt><dd>17.4 s</dd>" in text  # 2 rounds x 8.7 s
+    assert "not finished" not in html
+
+
+def test_a_failed_run_shows_its_error(tmp_path: Path) -> None:
+    text = page_of(write_run(tmp_path / "run", rounds=0, planned=10, state="failed", overlays=False))
+    assert "It stopped with an error: ValueError: loss is not finite" in text
+
+
+def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
+    text = page_of(write_run(tmp_path / "run", rounds=0, planned=10, state="interrupted", overlays=False))
+    assert "after round 0 of 10. It was interrupted." in text
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", state="running", overlays=False)
+    for path in run_dir.glob("*.jsonl"):
+        path.unlink()
+    text = page_of(run_dir)
+    for remark in ("No round has been recorded yet.", "Nothing has been sent yet.", "no test volume scored yet"):
+        assert remark in text
+    assert "No test volume has been scored yet." in results_table(RunRecords.load(run_dir))
+
+
+def test_a_damaged_overlay_leaves_the_old_page(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", hospitals=1, rounds=0)
+    before = page_of(run_dir)
+    files = sorted(run_dir.iterdir())
+    (run_dir / "overlays" / "hospital-01.npz").write_bytes(b"PK nonsense")
+    with pytest.raises(ValueError, match=r"hospital-01\.npz: expected the arrays image, truth"):
+        write_report(run_dir)
+    _write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, slices=4)
+    with pytest.raises(ValueError, match="expected 1 to 3 slices of one size"):
+        write_report(run_dir)
+    _write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, cut=1)
+    with pytest.raises(ValueError, match="expected 1 to 3 slices of one size"):
+        write_report(run_dir)
+    assert (run_dir / "report.html").read_text(encoding="utf-8") == before
+    assert sorted(run_dir.iterdir()) == files
+
+
+def test_two_slices_are_the_best_and_the_worst(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", hospitals=1, rounds=0, overlays=False)
+    (run_dir / "overlays").mkdir()
+    _write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, slices=2)
+    text = page_of(run_dir)
+    assert "Best volume: Dice 0.912" in text
+    assert "Worst volume: Dice 0.850" in text
+
+
+def test_not_a_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a run directory, but it has no config\.yaml"):
+        write_report(tmp_path)
+
+
+def test_the_final_table(run: Path) -> None:
+    """As in the headline test; the tumour of hospital-01 has no surface in 2 volumes, so its HD95 is kidney's 3 mm."""
+    lines = results_table(RunRecords.load(run)).splitlines()
+    words = [" ".join(line.split()) for line in lines]
+    assert words[0] == "hospital train test Dice kidney Dice tumour Dice HD95 mm surface down up"
+    assert words[2] == "hospital-01 40 2 0.830 0.581 0.706 3.00 (2) 0.800 (2) 6.00 MB 5.00 MB"
+    assert words[3] == "hospital-02 41 2 0.820 0.574 0.697 4.00 0.800 6.00 MB 3.00 MB"
+    assert words[6] == "mean 0.820 0.574 0.697 4.00 (2) 0.800 (2) 6.00 MB 4.33 MB"
+    assert words[7] == "worst 0.810 0.567 0.689 5.00 0.800"
+    assert max(map(len, lines)) <= 100
+    assert len({len(line) for line in lines[:2]}) == 1
+
+
+def test_a_score_that_is_undefined_everywhere_is_a_dash_with_its_number(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", hospitals=1, overlays=False)
+    path = run_dir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["metric"] == "hd95_mm/kidney":
+            row["value"] = None
+        if row["metric"] == "undefined/hd95_mm/kidney":
+            row["value"] = 1
+    write_lines(path, rows)
+    row, mean = score_table(RunRecords.load(run_dir)).rows[0], score_table(RunRecords.load(run_dir)).footer[0]
+    assert row[6] == "– (3)"
+    assert mean[6] == "– (3)"
+
+
+def test_columns_that_do_not_fit_go_into_a_further_block() -> None:
+    """Widths 4, 6, 6, 6 with gaps of two: 4 + 8 + 8 = 20 fit, the third column does not."""
+    table = Table(header=("name", "aaaaaa", "bbbbbb", "cccccc"), rows=(("x", "1", "2", "3"),), note="n")
+    assert table.text(width=20).splitlines() == [
+        "name  aaaaaa  bbbbbb", "─" * 20, "x          1       2", "",
+        "name  cccccc", "─" * 12, "x          3", "", "n",
+    ]  # fmt: skip
+    assert table.text(width=27).splitlines()[0] == "name  aaaaaa  bbbbbb"
+    assert table.text(width=28).splitlines()[0] == "name  aaaaaa  bbbbbb  cccccc"
+
+
+def test_a_long_name_is_cut_to_a_third_of_the_width() -> None:
+    table = Table(header=("name", "value"), rows=(("a" * 50, "1"),))
+    assert table.text(width=30).splitlines()[2] == "a" * 9 + "…" + "      1"
+
+
+def test_a_table_with_a_missing_cell_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"rows: expected 2 cells as in the header, got \('a',\)"):
+        Table(header=("name", "value"), rows=(("a",),))
+
+
+def test_only_html_is_left_as_it_is() -> None:
+    assert tag("p", "a < b", Html("<i></i>"), class_="x", data_key='"') == (
+        '<p class="x" data-key="&quot;">a &lt; b<i></i></p>'
+    )
+    assert join(["&", Html("&amp;")]) == "&amp;&amp;"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (12_340, "12.3 kB"),
+        (1_846_384 * 4, "7.39 MB"),
+        (2.5e11, "250 GB"),
+    ],
+)
+def test_bytes_for_people(size: float, text: str) -> None:
+    assert bytes_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (83.25, "1 min 23 s"), (3600 * 2 + 299, "2 h 04 min")]
+)
+def test_seconds_for_people(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+def curve(svg: str, colour: str) -> str:
+    """The drawing commands of the line of this colour."""
+    found = re.search(rf'd="([^"]*)"[^>]*stroke: {colour.lower()}', svg)
+    assert found is not None
+    return found[1]
+
+
+def test_an_undefined_value_leaves_a_gap() -> None:
+    points = [(0, 0.1), (1, 0.2), (2, 0.3), (3, 0.4), (4, 0.4)]
+    whole = line_chart("one", [Line(points=points, colour="#0072B2")], y_label="Dice")
+    points[2] = (2, None)
+    gap = line_chart("one", [Line(points=points, colour="#0072B2")], y_label="Dice")
+    assert curve(whole, "#0072B2").count("M") == 1
+    assert curve(gap, "#0072B2").count("M") == 2
+
+
+def test_charts_take_the_colours_of_the_page() -> None:
+    points = [(0, 0.5), (1, 2.0)]
+    charts = [chart("two", {"#0072B2": points}, y_label="MB") for chart in (bar_chart, area_chart)]
+    for svg in (*charts, line_chart("two", [Line(points=points, colour="#0072B2")], y_label="MB")):
+        assert svg.startswith("<svg ")
+        assert "currentColor" in svg
+        assert "var(--line)" in svg
+        assert "#0072b2" in svg
+        assert "#010203" not in svg
+        assert ">MB</text>" in svg
+
+
+def pixels(png: bytes) -> np.ndarray[Any, Any]:
+    import io
+
+    from matplotlib.image import imread
+
+    return np.round(imread(io.BytesIO(png))[..., :3] * 255)
+
+
+def test_an_overlay_fills_the_prediction_and_outlines_the_truth() -> None:
+    """Grey 0.5: the fill is 0.65 x 0.5 + 0.35 colour, an outline of one pixel the colour itself."""
+    image = np.full((8, 8), 0.5, dtype=np.float32)
+    truth, prediction = np.zeros((2, 8, 8), dtype=np.uint8)
+    truth[1:5, 1:5] = 1
+    prediction[4:7, 4:7] = 2
+    picture = pixels(overlay_png(image, truth, prediction, side=8))
+    grey = np.round(np.full(3, 0.5) * 255)
+    assert picture.shape == (8, 8, 3)
+    np.testing.assert_array_equal(picture[0, 0], grey)
+    np.testing.assert_array_equal(picture[2, 2], grey)  # inside the truth, not predicted
+    np.testing.assert_array_equal(picture[1, 3], np.round(class_rgb(1) * 255))
+    np.testing.assert_array_equal(picture[4, 4], np.round(class_rgb(1) * 255))  # the outline is on top
+    np.testing.assert_array_equal(picture[6, 6], np.round((0.65 * 0.5 + 0.35 * class_rgb(2)) * 255))
+
+
+def test_an_overlay_has_the_proportions_of_the_body() -> None:
+    image, mask = np.zeros((10, 10), dtype=np.float32), np.zeros((10, 10), dtype=np.uint8)
+    assert pixels(overlay_png(image, mask, mask, spacing_mm=(1.0, 2.5), side=100)).shape == (40, 100, 3)
+    assert pixels(overlay_png(image, mask, mask, spacing_mm=(3.0, 1.5), side=100)).shape == (100, 50, 3)
+
+
+def test_an_overlay_keeps_places_when_it_is_enlarged() -> None:
+    """Pixel (1, 2) of 4 x 4 becomes rows 8-15, columns 16-23 of 32 x 32."""
+    image, truth = np.zeros((4, 4), dtype=np.float32), np.zeros((4, 4), dtype=np.uint8)
+    prediction = truth.copy()
+    prediction[1, 2] = 1
+    coloured = pixels(overlay_png(image, truth, prediction, side=32)).any(axis=2)
+    expected = np.zeros((32, 32), dtype=bool)
+    expected[8:16, 16:24] = True
+    np.testing.assert_array_equal(coloured, expected)
+
+
+def test_colours_are_few_and_distinct() -> None:
+    for colours in (LINE_COLOURS, CLASS_COLOURS):
+        assert len(set(colours)) == len(colours)
+    np.testing.assert_allclose(class_rgb(1) * 255, [0xE6, 0x9F, 0x00])
+    np.testing.assert_array_equal(class_rgb(1), class_rgb(1 + len(CLASS_COLOURS)))
+
+
+def test_the_table_needs_no_matplotlib(run: Path) -> None:
+    code = (
+        "import sys; from wardround.simulator import report, results; "
+        f"report.results_table(results.RunRecords.load({str(run)!r})); "
+        "print('matplotlib' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=run, capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert done.stdout.strip() == "False"
