@@ -128,6 +128,10 @@ class Replica:
         for value in self.values.values():
             value.grad = None
 
+    def frozen_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight that a pair is added to."""
+        return {pair.base: tuple(self._named[pair.base].shape) for pair in self.layout.pairs}
+
     def set_base(self, base: Tensors) -> None:
         """Makes every frozen weight ``pristine + base[name]``; weights not in ``base`` become pristine again.
 

@@ -16,6 +16,7 @@ from ..clients.lora import LoRA, initialise_adapters
 from ..clients.methods import Method
 from ..clients.optimizers import SGD
 from ..clients.replica import Replica
+from ..clients.training import Training
 from ..datasets.contract import Case, Cases, Federation
 from ..datasets.windows import HospitalWindows, PreparedVolume, prepare
 from .assessment import Assessor
@@ -90,7 +91,7 @@ def assemble(experiment: Experiment, located: Located, device: torch.device) -> 
         read=experiment.data.volume,
         slice_axis=experiment.data.slice_axis,
     )
-    server = _initial_server(experiment, federated)
+    server = _initial_server(federated)
     return Assembled(
         federated=federated,
         assessor=assessor,
@@ -155,15 +156,21 @@ def _prepared(experiment: Experiment, cases: Sequence[Case]) -> list[PreparedVol
     return [prepare(experiment.data.volume(case), size, experiment.windows) for case in cases]
 
 
-def _initial_server(experiment: Experiment, federated: Federated) -> ServerState:
-    replica, optimizer = federated.workplace.replica, experiment.training.optimizer
-    setting = Setting(
+def make_setting(replica: Replica, sites: Mapping[str, Site], training: Training) -> Setting:
+    """What an algorithm may know before round 1."""
+    optimizer = training.optimizer
+    return Setting(
         trainable=replica.read(),
         layout=replica.layout,
-        hospitals=tuple(site.info for site in federated.sites.values()),
+        hospitals=tuple(site.info for _, site in sorted(sites.items())),
+        frozen=replica.frozen_shapes(),
         optimizer="sgd" if isinstance(optimizer, SGD) else "adamw",
         momentum=optimizer.momentum if isinstance(optimizer, SGD) else 0.0,
     )
+
+
+def _initial_server(federated: Federated) -> ServerState:
+    setting = make_setting(federated.workplace.replica, federated.sites, federated.workplace.training)
     try:
         return federated.aggregator.init(setting, federated.rng("server"))
     except ValueError as error:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,9 @@ def check_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
+@cache
 def code_hash() -> str:
-    """SHA-256 (12 hex digits) over the package's Python files."""
+    """SHA-256 (12 hex digits) over the package's Python files, as they were when the process first asked."""
     digest = hashlib.sha256()
     folders = (_PACKAGE / name for name in ("aggregators", "clients", "datasets", "simulator"))
     files = [_PACKAGE / "__init__.py", *(file for folder in folders for file in folder.rglob("*.py"))]

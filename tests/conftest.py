@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from wardround.aggregators.contract import Aggregator, HospitalInfo, Setting
+from wardround.aggregators.contract import Aggregator, HospitalInfo
 from wardround.clients.hospital import Workplace
 from wardround.clients.lora import LoRA, initialise_adapters
 from wardround.clients.methods import FlapSam, Method
@@ -19,6 +19,7 @@ from wardround.clients.training import Training
 from wardround.datasets.augment import NoAugment
 from wardround.datasets.contract import Case
 from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows
+from wardround.simulator.assembly import make_setting
 from wardround.simulator.checkpoint import Checkpoint
 from wardround.simulator.cohort import Site
 from wardround.simulator.federation import Federated, initial_memories
@@ -114,13 +115,7 @@ def make_federated(make_replica: Callable[..., Replica], make_windows: Callable[
             cohort=cohort or Cohort(),
             seed=0,
         )
-        setting = Setting(
-            trainable=replica.read(),
-            layout=replica.layout,
-            hospitals=tuple(site.info for site in sites.values()),
-            optimizer="sgd",
-            momentum=0.0,
-        )
+        setting = make_setting(replica, sites, training)
         server = aggregator.init(setting, federated.rng("server"))
         return federated, Checkpoint(server=server, memories=initial_memories(sites))
 

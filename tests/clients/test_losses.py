@@ -5,7 +5,7 @@ from wardround.clients.losses import segmentation_loss
 
 
 def test_against_the_formula_written_out() -> None:
-    """0.2 CE + 0.8 mean over classes of 1 - (2 sum(pg) + e) / (sum p^2 + sum g^2 + e), e = 1e-5, sums over the batch."""
+    """0.2 CE + 0.8 mean over classes of 1 - (2 sum(pg) + e) / (sum p^2 + sum g^2 + e), e = 1e-5, sums over batches."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=generator)
     labels = torch.randint(0, 4, (3, 5, 6), generator=generator).to(torch.uint8)

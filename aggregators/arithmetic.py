@@ -1,0 +1,194 @@
+"""The arithmetic that aggregators share: weighted means, and low-rank factors at another rank.
+
+Legend: K hospitals, p_k normalised weight, s_k scale of a pair at the hospital's rank, R sum of the hospitals' ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .checks import AggregationError
+from .contract import ClientUpdate, Layout, Pair, ServerState, Shape, Tensors
+
+
+def normalised_weights(updates: Sequence[ClientUpdate]) -> list[float]:
+    """``p_k = w_k / sum_j w_j`` over the given updates.
+
+    Raises:
+        AggregationError: the weights sum to 0.
+
+    Example:
+        >>> a = ClientUpdate(hospital="a", weight=1.0, num_examples=1, num_steps=1, tensors={})
+        >>> b = ClientUpdate(hospital="b", weight=3.0, num_examples=3, num_steps=1, tensors={})
+        >>> normalised_weights([a, b])
+        [0.25, 0.75]
+    """
+    total = sum(update.weight for update in updates)
+    if not total > 0:
+        senders = [update.hospital for update in updates]
+        raise AggregationError("weights", [f"expected a total weight above 0, got {total!r} from {senders}"])
+    return [update.weight / total for update in updates]
+
+
+def weighted_mean(updates: Sequence[ClientUpdate], names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Per tensor, the weighted mean over the hospitals that returned it.
+
+    ``mean[name] = sum_{k: name in k} w_k theta_k[name] / sum_{k: name in k} w_k``
+
+    Args:
+        updates: Checked updates, sorted by hospital; they are summed in this order.
+        names: Which tensors; None: all that anyone returned. A name nobody returned is left out.
+
+    Returns:
+        The means, in the dtype that was sent. Sums run in float64 (float32 where the device has no float64).
+
+    Raises:
+        AggregationError: a tensor has different shapes, or only hospitals of weight 0 returned it.
+    """
+    if names is None:
+        names = dict.fromkeys(name for update in updates for name in update.tensors)
+    senders = {name: [update for update in updates if name in update.tensors] for name in names}
+    return {name: _mean(name, those) for name, those in senders.items() if those}
+
+
+def _mean(name: str, updates: Sequence[ClientUpdate]) -> Tensor:
+    shapes = {update.hospital: tuple(update.tensors[name].shape) for update in updates}
+    if len(set(shapes.values())) > 1:
+        raise AggregationError(f"mean of tensor {name!r}", [f"expected one shape from every hospital, got {shapes}"])
+    try:
+        weights = normalised_weights(updates)
+    except AggregationError as error:
+        raise AggregationError(f"mean of tensor {name!r}", [str(error)]) from error
+    first = updates[0].tensors[name]
+    total = torch.zeros(first.shape, dtype=accumulator(first), device=first.device)
+    for update, weight in zip(updates, weights, strict=True):
+        total.add_(update.tensors[name], alpha=weight)
+    return total.to(first.dtype)
+
+
+def accumulator(value: Tensor) -> torch.dtype:
+    """The dtype in which tensors of this device are summed."""
+    return torch.float32 if value.device.type == "mps" else torch.float64
+
+
+def mean_update(updates: Sequence[ClientUpdate]) -> ClientUpdate:
+    """The one update that stands for all of a round: what an aggregator with ``consumes = "sum"`` needs to see.
+
+    Tensors, extra tensors and metrics are weighted means per name over the hospitals that sent it; the weight is the
+    total weight, and examples, steps and bytes are sums.
+    """
+    extras = [replace(update, tensors=update.extra) for update in updates]
+    metrics = [replace(update, tensors=_as_tensors(update.metrics)) for update in updates]
+    return ClientUpdate(
+        hospital="mean",
+        weight=sum(update.weight for update in updates),
+        num_examples=sum(update.num_examples for update in updates),
+        num_steps=sum(update.num_steps for update in updates),
+        tensors=weighted_mean(updates),
+        extra=weighted_mean(extras),
+        metrics={name: value.item() for name, value in weighted_mean(metrics).items()},
+        bytes=sum(update.bytes for update in updates),
+    )
+
+
+def _as_tensors(metrics: Mapping[str, float]) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+
+
+def shapes_of(tensors: Tensors) -> dict[str, Shape]:
+    """Name and shape of every tensor, as an announcement wants them."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def rank_of(tensors: Tensors, pair: Pair) -> int:
+    """The rank at which the factors of a pair come."""
+    return tensors[pair.A].shape[0]
+
+
+def at_rank(tensors: Tensors, layout: Layout, rank: int | None) -> dict[str, Tensor]:
+    """The same tensors with every factor cut to its first ``rank`` directions, or padded with zeros up to it.
+
+    The scale of a pair may depend on the rank; it is left to the caller (:func:`folded`, :func:`unfolded`).
+
+    Args:
+        tensors: Trainable tensors by name, dense ones included; factors A (r, d_in), B (d_out, r).
+        layout: Which of them are factors.
+        rank: The rank wanted; None: nothing changes.
+    """
+    result = dict(tensors)
+    if rank is None:
+        return result
+    for pair in layout.pairs:
+        for name, dim in ((pair.A, 0), (pair.B, 1)):
+            if name in result:
+                result[name] = resized(result[name], dim, rank)
+    return result
+
+
+def resized(value: Tensor, dim: int, size: int) -> Tensor:
+    """The first ``size`` slices along a dimension, padded with zeros where there are fewer; contiguous."""
+    if value.shape[dim] >= size:
+        return value.narrow(dim, 0, size).contiguous()
+    shape = [*value.shape]
+    shape[dim] = size - value.shape[dim]
+    return torch.cat([value, value.new_zeros(shape)], dim)
+
+
+def folded(tensors: Tensors, pair: Pair) -> tuple[Tensor, Tensor]:
+    """``(s B, A)``: the factors with the scale of their rank folded into B, so that their product is the update."""
+    return tensors[pair.B] * pair.scale(rank_of(tensors, pair)), tensors[pair.A]
+
+
+def unfolded(B: Tensor, A: Tensor, pair: Pair) -> dict[str, Tensor]:
+    """The factors by name as a hospital of this rank holds them: B is divided by the receiver's scale."""
+    return {pair.A: A, pair.B: B / pair.scale(A.shape[0])}
+
+
+def effective(tensors: Tensors, pair: Pair) -> Tensor:
+    """``s B A`` (d_out, d_in), what the pair adds to its frozen weight. For tests and small layers: it is dense."""
+    B, A = folded(tensors, pair)
+    return B @ A
+
+
+def stacked(updates: Sequence[ClientUpdate], pair: Pair, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Factors whose product is the ideal mean ``sum_k p_k s_k B_k A_k`` of a pair.
+
+    Args:
+        updates: Updates with both factors of the pair, of any ranks r_k.
+        pair: The pair.
+        weights: p_k per update.
+
+    Returns:
+        ``[p_1 s_1 B_1 | ... | p_K s_K B_K]`` (d_out, R) and ``[A_1; ...; A_K]`` (R, d_in).
+    """
+    factors = [folded(update.tensors, pair) for update in updates]
+    B = torch.cat([weight * B_k for weight, (B_k, _) in zip(weights, factors, strict=True)], dim=1)
+    return B, torch.cat([A_k for _, A_k in factors], dim=0)
+
+
+def with_product(server: ServerState, base: Tensors, pair: Pair, product: Tensor) -> dict[str, Tensor]:
+    """The base changes with a dense product added at the place of a pair.
+
+    Args:
+        server: Gives the shape of the frozen weight.
+        base: Changes so far, by name of the frozen weight.
+        pair: Says which weight and which rows.
+        product: (d_out, d_in), the scale in it.
+
+    Returns:
+        ``base`` with ``base[pair.base][pair.rows] + product``, in float32 or better.
+
+    Raises:
+        AggregationError: the setting does not tell the shape of the frozen weight.
+    """
+    shape = server.setting.frozen.get(pair.base)
+    if shape is None:
+        raise AggregationError(f"base change {pair.base!r}", ["expected its shape in Setting.frozen, got none"])
+    dtype = torch.promote_types(product.dtype, torch.float32)
+    change = base[pair.base].clone() if pair.base in base else torch.zeros(shape, dtype=dtype, device=product.device)
+    change[slice(*pair.rows) if pair.rows is not None else slice(None)] += product
+    return {**base, pair.base: change}
