@@ -1,0 +1,195 @@
+"""LoRA: low-rank adapters beside frozen linear layers, whole or on rows of a fused projection.
+
+``h = W x + b``, and on the rows of an adapter ``h[rows] += s B A x`` with A (R, d_in), B (d_out, R) and
+``s = alpha / R^power``. The product ``B A`` is never formed. The base weight keeps its name, the adapter's tensors live
+below it.
+
+Legend: R rank, d_in and d_out width of input and of the adapted rows.
+
+Source: Hu et al. 2021 (LoRA), arXiv 2407.21739 (FLAP-SAM: s = 1, B = 0), arXiv 2312.03732 (rsLoRA: power 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..aggregators.contract import Pair, Streams
+
+Rows = tuple[int, int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Settings of the low-rank adapters.
+
+    Args:
+        rank: R, >= 1. Hospitals may use fewer rows; this is the largest.
+        alpha: Numerator of the scale ``alpha / rank^power``, > 0.
+        power: 0: constant scale (FLAP-SAM), 1: LoRA, 0.5: rsLoRA.
+        init_b: ``zero``: B starts at zero and the adapted model equals the base (the papers); ``normal``: B starts
+            random, as in FLAP-SAM's released code.
+    """
+
+    rank: int = 32
+    alpha: float = 1.0
+    power: float = 0.0
+    init_b: Literal["zero", "normal"] = "zero"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.rank < 1:
+            problems.append(f"rank: expected at least 1, got {self.rank!r}")
+        if not 0 < self.alpha < math.inf:
+            problems.append(f"alpha: expected a finite number above 0, got {self.alpha!r}")
+        if not 0 <= self.power < math.inf:
+            problems.append(f"power: expected a finite number of at least 0, got {self.power!r}")
+        if self.init_b not in ("zero", "normal"):
+            problems.append(f"init_b: expected 'zero' or 'normal', got {self.init_b!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def scale(self, rank: int) -> float:
+        """The factor in front of ``B A`` at a rank."""
+        return float(self.alpha / rank**self.power)
+
+
+class Adapter(nn.Module):
+    """One adapter: the tensors A and B and their scale.
+
+    A is NaN until :func:`initialise_adapters` (or a loaded state) fills it: a forgotten start is noticed at once.
+
+    Args:
+        d_in: Width of the input.
+        d_out: Width of the adapted rows.
+        settings: Rank and scale.
+        device: Where the tensors are made.
+    """
+
+    scale: Tensor
+
+    def __init__(self, d_in: int, d_out: int, settings: LoRA, device: torch.device) -> None:
+        super().__init__()
+        self.settings = settings
+        self.rank = settings.rank
+        self.A = nn.Parameter(torch.full((settings.rank, d_in), math.nan, device=device), requires_grad=False)
+        self.B = nn.Parameter(torch.zeros(d_out, settings.rank, device=device), requires_grad=False)
+        self.register_buffer("scale", torch.tensor(settings.scale(settings.rank), device=device), persistent=False)
+
+    def set_rank(self, rank: int) -> None:
+        """Sets the scale to that of a rank; a tensor write, so that nothing is compiled again."""
+        self.rank = rank
+        self.scale.fill_(self.settings.scale(rank))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
+        self.set_rank(self.rank)  # a scale that was rounded to fp32 does not become exact by .double()
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``s B A x``: (..., d_in) to (..., d_out)."""
+        return self.scale * linear(linear(inputs, self.A), self.B)
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer with adapters on ranges of its output rows, which must not overlap.
+
+    Made from an existing layer, whose weight and bias it takes over.
+
+    Args:
+        base: The layer to adapt.
+        rows: Rows per adapter name, in rising order; None: all rows.
+        settings: Rank and scale.
+    """
+
+    def __init__(self, base: nn.Linear, rows: Mapping[str, Rows], settings: LoRA) -> None:
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.settings = settings
+        self.rows = {name: span or (0, base.out_features) for name, span in rows.items()}
+        for name, (first, last) in self.rows.items():
+            self.add_module(name, Adapter(base.in_features, last - first, settings, base.weight.device))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., d_in) to (..., d_out)."""
+        outputs = linear(inputs, self.weight, self.bias)
+        parts, done = [], 0
+        for name, (first, last) in self.rows.items():
+            if first > done:
+                parts.append(outputs[..., done:first])
+            parts.append(outputs[..., first:last] + self.get_submodule(name)(inputs))
+            done = last
+        if done < self.out_features:
+            parts.append(outputs[..., done:])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def adapt(parent: nn.Module, child: str, rows: Mapping[str, Rows], settings: LoRA) -> None:
+    """Replaces the linear layer ``parent.child`` by one with adapters. Does nothing where these adapters are there.
+
+    Raises:
+        ValueError: the layer has other adapters.
+    """
+    base = parent.get_submodule(child)
+    assert isinstance(base, nn.Linear)
+    if not isinstance(base, LoRALinear):
+        setattr(parent, child, LoRALinear(base, rows, settings))
+    elif base.settings != settings:
+        raise ValueError(f"layer {child!r}: expected no adapters or those of {settings!r}, got {base.settings!r}")
+
+
+def pairs(model: nn.Module) -> tuple[Pair, ...]:
+    """The low-rank pairs of a model, in model order."""
+    return tuple(pair for name, module in model.named_modules() for pair in _pairs_of(name, module))
+
+
+def _pairs_of(name: str, module: nn.Module) -> Iterator[Pair]:
+    if not isinstance(module, LoRALinear):
+        return
+    for adapter, rows in module.rows.items():
+        yield Pair(
+            A=f"{name}.{adapter}.A",
+            B=f"{name}.{adapter}.B",
+            base=f"{name}.weight",
+            rows=None if rows == (0, module.out_features) else rows,
+            alpha=module.settings.alpha,
+            power=module.settings.power,
+        )
+
+
+def set_rank(model: nn.Module, rank: int) -> None:
+    """Sets the scale of every adapter to that of a rank (factors of a lower rank are padded with zeros)."""
+    for module in model.modules():
+        if isinstance(module, Adapter):
+            module.set_rank(rank)
+
+
+@torch.no_grad()
+def initialise_adapters(model: nn.Module, rng: Streams) -> None:
+    """Draws the initial adapters in place.
+
+    ``A ~ N(0, 1 / (3 d_in))``, one row after the other, so that rank 4 is the first four rows of rank 32. B is zero, or
+    with ``init_b: normal`` ``B ~ N(0, 1 / (3 R))``, one column after the other. The papers give no deviation; these are
+    the ones of PyTorch's initial linear layers.
+
+    Args:
+        model: With adapters.
+        rng: Streams; the adapter tensor called ``name`` is drawn from ``rng(name)``.
+    """
+    for prefix, module in model.named_modules():
+        if isinstance(module, Adapter):
+            module.A.copy_(_rows(module.A, rng(f"{prefix}.A")) / math.sqrt(3 * module.A.shape[1]))
+            module.B.zero_()
+            if module.settings.init_b == "normal":
+                module.B.copy_(_rows(module.B.T, rng(f"{prefix}.B")).T / math.sqrt(3 * module.B.shape[1]))
+
+
+def _rows(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal rows, drawn one by one on the CPU in fp32."""
+    return torch.stack([torch.randn(like.shape[1], generator=generator) for _ in range(like.shape[0])])

@@ -1,0 +1,142 @@
+"""The contract of a method, as a suite that any method can be put through.
+
+Example:
+    >>> from wardround.clients.methods import FlapSam
+    >>> from wardround.clients.lora import LoRA
+    >>> check_method(FlapSam(lora=LoRA(rank=2)))
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from ..aggregators.contract import Layout, Pair, Tensors
+from .methods import Method
+from .sam import Sam, SamNet
+
+_MODEL = Sam(size="tiny", image_size=32)
+_CLASSES = 2
+
+
+def check_method(method: Method) -> None:
+    """Runs the contract suite of a method on a tiny SAM; needs a second or two.
+
+    Checked: a second call of ``attach`` and the meta device give the same layout; every name is a parameter, once, with
+    a part and a kind; base tensors keep names and values; pairs have matching shapes; ``initialise`` depends on its
+    streams alone and leaves nothing unset; with B = 0 the logits are exactly the base's; every trainable tensor gets a
+    gradient or lies in a module that a forward pass never touches.
+
+    Raises:
+        AssertionError: says which rule is broken.
+    """
+    bare, (model, layout) = _MODEL.build(_CLASSES, _streams), _attached(method)
+    _check_names(model, layout)
+    _check_set(model, layout)
+    _check_stable(method, model, layout)
+    _check_base(bare, model)
+    for pair in layout.pairs:
+        _check_pair(pair, dict(model.named_parameters()))
+    _check_initial(method, model)
+    _check_logits(bare, model, layout)
+    _check_gradients(model, layout)
+
+
+def _attached(method: Method) -> tuple[SamNet, Layout]:
+    model = _MODEL.build(_CLASSES, _streams)
+    layout = method.attach(model)
+    method.initialise(model, _streams)
+    return model, layout
+
+
+def _streams(*keys: str | int) -> torch.Generator:
+    words = "/".join(map(str, keys))
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big"))
+
+
+def _check_stable(method: Method, model: SamNet, layout: Layout) -> None:
+    meta = _MODEL.build_meta(_CLASSES)
+    assert method.attach(meta) == layout, "attach: the layout on the meta device differs from the one on the host"
+    shapes = {name: tensor.shape for name, tensor in meta.named_parameters()}
+    real = {name: tensor.shape for name, tensor in model.named_parameters()}
+    assert shapes == real, "attach: names or shapes on the meta device differ from those on the host"
+    assert all(tensor.is_meta for tensor in meta.parameters()), "attach: a parameter was made off the meta device"
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    assert method.attach(model) == layout, "attach: a second call gives another layout"
+    assert _same(before, dict(model.named_parameters())), "attach: a second call changes tensors"
+
+
+def _check_names(model: SamNet, layout: Layout) -> None:
+    parameters, names = dict(model.named_parameters()), layout.names
+    assert names, "layout: nothing may train"
+    assert len(set(names)) == len(names), "layout: a name occurs twice"
+    assert set(names) <= parameters.keys(), f"layout: no parameters: {sorted(set(names) - parameters.keys())}"
+    assert set(layout.part) == set(names), "layout.part: expected one entry per name"
+    assert set(layout.kind) == set(names), "layout.kind: expected one entry per name"
+    order = list(parameters)
+    assert list(layout.dense) == sorted(layout.dense, key=order.index), "layout.dense: expected model order"
+    for pair in layout.pairs:
+        kinds = (layout.kind[pair.A], layout.kind[pair.B])
+        assert kinds == ("lora_A", "lora_B"), f"layout.kind: expected lora_A and lora_B for {pair}, got {kinds}"
+
+
+def _check_base(bare: SamNet, model: SamNet) -> None:
+    tensors = model.state_dict()
+    kept = {name: tensors.get(name) for name in bare.state_dict()}
+    lost = [name for name, tensor in kept.items() if tensor is None]
+    assert not lost, f"attach: base tensors lost their names: {lost}"
+    assert _same(bare.state_dict(), {name: tensor for name, tensor in kept.items() if tensor is not None}), (
+        "attach: base tensors changed their values"
+    )
+    assert not any(tensor.requires_grad for tensor in model.parameters()), "attach: requires_grad was touched"
+
+
+def _check_pair(pair: Pair, parameters: dict[str, Tensor]) -> None:
+    A, B, base = parameters[pair.A], parameters[pair.B], parameters[pair.base]
+    first, last = pair.rows or (0, len(base))
+    assert 0 <= first < last <= len(base), f"{pair}: rows outside the {len(base)} of the base weight"
+    assert A.shape[1] == base.shape[1], f"{pair}: A has {A.shape[1]} columns, the base weight {base.shape[1]}"
+    assert B.shape == (last - first, len(A)), f"{pair}: expected B of {(last - first, len(A))}, got {tuple(B.shape)}"
+
+
+def _check_set(model: SamNet, layout: Layout) -> None:
+    parameters = dict(model.named_parameters())
+    unset = [name for name in layout.names if not parameters[name].isfinite().all()]
+    assert not unset, f"initialise: tensors left unset: {unset}"
+
+
+def _check_initial(method: Method, model: SamNet) -> None:
+    state = torch.random.get_rng_state()
+    again, _ = _attached(method)
+    assert _same(dict(model.named_parameters()), dict(again.named_parameters())), (
+        "initialise: two calls give different values"
+    )
+    assert torch.equal(state, torch.random.get_rng_state()), "initialise: the global random state was used"
+
+
+@torch.no_grad()
+def _check_logits(bare: SamNet, model: SamNet, layout: Layout) -> None:
+    parameters, images = dict(model.named_parameters()), _images()
+    if all(not parameters[pair.B].any() for pair in layout.pairs):
+        assert torch.equal(model(images), bare(images)), "with B = 0 the logits differ from the base's"
+
+
+def _check_gradients(model: SamNet, layout: Layout) -> None:
+    parameters = dict(model.named_parameters())
+    trained = [parameters[name].requires_grad_(True) for name in layout.names]
+    gradients = torch.autograd.grad(model(_images()).square().sum(), trained, allow_unused=True)
+    without = {name for name, gradient in zip(layout.names, gradients, strict=True) if gradient is None}
+    modules = {id(tensor) for module in model.unused() for tensor in module.parameters()}
+    unused = {name for name in layout.names if id(parameters[name]) in modules}
+    assert without == unused, f"no gradient reaches {sorted(without - unused)}; one reaches {sorted(unused - without)}"
+    model.requires_grad_(False)
+
+
+def _images() -> Tensor:
+    return torch.rand(2, 1, _MODEL.image_size, _MODEL.image_size, generator=_streams("images"))
+
+
+def _same(left: Tensors, right: Tensors) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

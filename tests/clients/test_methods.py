@@ -1,0 +1,188 @@
+"""Every method passes the contract suite, and trains exactly what the paper's row says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from wardround.aggregators.contract import Layout
+from wardround.clients import METHODS
+from wardround.clients.lora import LoRA, set_rank
+from wardround.clients.methods import FlapSam, Full, LowRank, Method, decoder_attention, encoder_attention, layout
+from wardround.clients.sam import Sam, SamNet
+from wardround.clients.testing import check_method
+from wardround.simulator.randomness import streams
+
+VIT_B = Sam(size="vit-b", image_size=224)
+TINY = Sam(size="tiny", image_size=32)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract(name: str) -> None:
+    check_method(METHODS[name]())
+
+
+@pytest.mark.parametrize("name", ["lora", "lora_decoder", "flap_sam"])
+@pytest.mark.parametrize("settings", [LoRA(rank=1), LoRA(rank=5, power=1.0), LoRA(rank=4, init_b="normal")], ids=repr)
+def test_contract_at_other_settings(name: str, settings: LoRA) -> None:
+    check_method(METHODS[name](lora=settings))
+
+
+class Forgetful(LowRank):
+    """Breaks the contract: its adapters are never initialised."""
+
+    def attach(self, model: SamNet) -> Layout:  # see the class
+        return FlapSam(lora=self.lora).attach(model)
+
+    def initialise(self, model: SamNet, rng: object) -> None:  # see the class
+        pass
+
+
+class Unstable(Full):
+    """Breaks the contract: adds a parameter at every call."""
+
+    def attach(self, model: SamNet) -> Layout:  # see the class
+        model.mask_decoder.upscale_more.append(nn.Linear(1, 1, device=next(model.parameters()).device))
+        return layout(model, dense=[model.mask_decoder])
+
+
+class Touching(Full):
+    """Breaks the contract: changes a weight of the base."""
+
+    def attach(self, model: SamNet) -> Layout:  # see the class
+        with torch.no_grad():
+            model.mask_decoder.iou_token.weight.zero_()
+        return super().attach(model)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [(Forgetful(), "left unset"), (Unstable(), "another layout"), (Touching(), "changed their values")],
+)
+def test_the_contract_suite_notices(method: Method, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_method(method)
+
+
+def test_pieces_have_the_papers_sizes() -> None:
+    """ViT-B at 224 px and C = 2; the decoder's attention is 2 (263,168 + 2 * 131,712) + 131,712, with biases."""
+    net = VIT_B.build_meta(2)
+    decoder = net.mask_decoder
+    sizes = {
+        "encoder": count(net.vision_encoder),
+        "encoder attention": count(*encoder_attention(net)),
+        "prompt encoder": count(net.prompt_encoder),
+        "transformer": count(decoder.transformer),
+        "decoder attention": count(*decoder_attention(net)),
+        "upscaler": count(*decoder.upscaler()),
+        "hypernetworks": count(decoder.output_hypernetworks_mlps),
+        "mask tokens": count(decoder.mask_tokens),
+        "IoU token": count(decoder.iou_token),
+        "IoU head": count(decoder.iou_prediction_head),
+    }
+    assert sizes == {
+        "encoder": 86_624_512,
+        "encoder attention": 28_389_888,
+        "prompt encoder": 6_220,
+        "transformer": 3_291_264,
+        "decoder attention": 1_184_896,
+        "upscaler": 76_632,
+        "hypernetworks": 400_920,
+        "mask tokens": 768,
+        "IoU token": 256,
+        "IoU head": 132_355,
+    }
+
+
+def count(*modules: nn.Module) -> int:
+    return sum(tensor.numel() for module in modules for tensor in module.parameters())
+
+
+def test_lora_sits_on_q_and_v_everywhere() -> None:
+    """12 fused encoder projections with two pairs each, 7 decoder attentions with two: 38 pairs of 42,752 r numbers."""
+    net = VIT_B.build_meta(2)
+    found = METHODS["lora"]().attach(net)
+    parameters = dict(net.named_parameters())
+    encoder = [pair for pair in found.pairs if found.part[pair.A] == "encoder"]
+    decoder = [pair for pair in found.pairs if found.part[pair.A] == "decoder"]
+    assert (len(encoder), len(decoder)) == (24, 14)
+    assert {pair.rows for pair in encoder} == {(0, 768), (1536, 2304)}
+    assert {pair.rows for pair in decoder} == {None}
+    assert sum(parameters[n].numel() for pair in encoder for n in (pair.A, pair.B)) == 36_864 * 32
+    assert sum(parameters[n].numel() for pair in decoder for n in (pair.A, pair.B)) == 5_888 * 32
+
+
+def test_adapter_names_lie_below_the_unchanged_base_name() -> None:
+    found = FlapSam().attach(TINY.build_meta(2))
+    assert found.pairs[0].A == "vision_encoder.layers.0.attn.qkv.lora_q.A"
+    assert found.pairs[0].base == "vision_encoder.layers.0.attn.qkv.weight"
+    assert found.pairs[-1].B == "mask_decoder.transformer.final_attn_token_to_image.v_proj.lora.B"
+
+
+def test_parts_and_kinds() -> None:
+    found = Full().attach(TINY.build_meta(2))
+    expected = {
+        "vision_encoder.pos_embed": ("encoder", "position"),
+        "vision_encoder.layers.0.attn.rel_pos_h": ("encoder", "position"),
+        "vision_encoder.layers.0.attn.qkv.weight": ("encoder", "weight"),
+        "vision_encoder.layers.0.attn.qkv.bias": ("encoder", "bias"),
+        "vision_encoder.neck.layer_norm1.bias": ("encoder", "norm"),
+        "vision_encoder.neck.conv1.weight": ("encoder", "weight"),
+        "prompt_encoder.no_mask_embed.weight": ("prompt_encoder", "token"),
+        "mask_decoder.iou_token.weight": ("decoder", "token"),
+        "mask_decoder.iou_prediction_head.proj_in.weight": ("decoder", "weight"),
+        "mask_decoder.transformer.layer_norm_final_attn.weight": ("decoder", "norm"),
+        "mask_decoder.mask_tokens.weight": ("head", "token"),
+        "mask_decoder.output_hypernetworks_mlps.2.proj_out.bias": ("head", "bias"),
+        "mask_decoder.upscale_layer_norm.weight": ("head", "norm"),
+        "mask_decoder.upscale_more.0.layer_norm.weight": ("head", "norm"),
+        "mask_decoder.upscale_more.0.conv.weight": ("head", "weight"),
+    }
+    assert {name: (found.part[name], found.kind[name]) for name in expected} == expected
+
+
+def test_full_has_every_parameter_and_no_buffer() -> None:
+    net = TINY.build_meta(2)
+    names = Full().attach(net).names
+    assert names == tuple(name for name, _ in net.named_parameters())
+    assert "prompt_encoder.shared_embedding.positional_embedding" not in names
+
+
+def test_adapted_decoder_weights_train_themselves_too() -> None:
+    """lora_decoder trains q and v of the decoder twice: the weight and the pair on it."""
+    found = METHODS["lora_decoder"]().attach(TINY.build_meta(2))
+    assert found.pairs[-1].base in found.dense
+    assert found.pairs[0].base not in found.dense
+
+
+def test_the_scale_of_a_pair_is_the_methods() -> None:
+    pair = FlapSam(lora=LoRA(rank=4, alpha=2.0, power=0.5)).attach(TINY.build_meta(2)).pairs[0]
+    assert pair.scale(4) == 1.0
+    assert pair.scale(1) == 2.0
+
+
+def test_other_adapters_in_place_are_an_error() -> None:
+    net, method = TINY.build_meta(2), FlapSam(lora=LoRA(rank=2))
+    method.attach(net)
+    with pytest.raises(ValueError, match=r"layer 'qkv': expected no adapters or those of LoRA\(rank=3"):
+        replace(method, lora=LoRA(rank=3)).attach(net)
+
+
+def test_another_rank_compiles_nothing_again() -> None:
+    """The whole network is one graph, and the scale of the adapters is a tensor in it."""
+    torch.compiler.reset()
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    net, method, rng = TINY.build(1, streams(0, "init")), FlapSam(lora=LoRA(rank=2, power=1.0)), streams(0, "init")
+    method.attach(net)
+    method.initialise(net, rng)
+    compiled, image = torch.compile(net, backend=backend, fullgraph=True), torch.zeros(1, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(image), net(image))
+        set_rank(net, 1)
+        torch.testing.assert_close(compiled(image), net(image))
+    assert len(graphs) == 1

@@ -1,0 +1,100 @@
+"""The table of methods: FLAP-SAM's counts and figures, exactly."""
+
+import json
+
+import pytest
+from wardround.clients.lora import LoRA
+from wardround.clients.sam import Sam
+from wardround.simulator.table import Row, Setting, rows, text
+
+COUNTS = {  # FLAP-SAM at ViT-B, 224 px, rank 32: C = 2, C = 1
+    "full": (90_532_927, 90_398_774),
+    "attention": (31_681_152, 31_681_152),
+    "attention_code": (30_053_104, 29_919_208),
+    "decoder": (3_902_195, 3_768_042),
+    "partial_decoder": (478_320, 344_424),
+    "lora": (1_368_064, 1_368_064),
+    "lora_decoder": (5_270_259, 5_136_106),
+    "flap_sam": (1_846_384, 1_712_488),
+}
+
+FIGURE_1 = {  # overhead and reduction; attention's 2.9 follows from the printed overheads (the paper prints 2.8)
+    "full": (67.45, 1.0),
+    "attention": (23.60, 2.9),
+    "decoder": (2.91, 23.2),
+    "partial_decoder": (0.36, 187.4),
+    "lora": (1.02, 66.1),
+    "lora_decoder": (3.93, 17.2),
+    "flap_sam": (1.38, 48.9),
+}
+
+
+@pytest.fixture(scope="module")
+def paper() -> list[Row]:
+    return rows(Setting())
+
+
+@pytest.mark.parametrize(("classes", "column"), [(2, 0), (1, 1)])
+def test_counts_are_those_of_the_paper(classes: int, column: int) -> None:
+    found = {row.method: row.trained_parameters for row in rows(Setting(classes=classes))}
+    assert found == {method: counts[column] for method, counts in COUNTS.items()}
+
+
+def test_overheads_and_reductions_are_those_of_figure_1(paper: list[Row]) -> None:
+    found = {row.method: (row.paper_overhead, row.paper_reduction) for row in paper}
+    assert {method: found[method] for method in FIGURE_1} == FIGURE_1
+
+
+def test_bytes_and_reduction_are_exact(paper: list[Row]) -> None:
+    """4 bytes per parameter and direction; 90,532,927 / 1,846,384 = 49.03."""
+    row = {row.method: row for row in paper}["flap_sam"]
+    assert row.bytes_up == row.bytes_down == 4 * 1_846_384
+    assert row.reduction == 90_532_927 / 1_846_384
+
+
+@pytest.mark.parametrize("rank", [1, 64])
+def test_lora_counts_grow_by_42752_per_rank(rank: int) -> None:
+    found = {row.method: row.trained_parameters for row in rows(Setting(lora=LoRA(rank=rank)))}
+    assert found["lora"] == 42_752 * rank
+    assert found["flap_sam"] == 478_320 + 42_752 * rank
+
+
+def test_json_has_the_documented_keys(paper: list[Row]) -> None:
+    keys = {"method", "trained_parameters", "bytes_up", "bytes_down"}
+    keys |= {"paper_overhead", "reduction", "paper_reduction"}
+    content = json.loads(json.dumps([row.as_dict() for row in paper]))
+    assert all(set(row) == keys for row in content)
+
+
+def test_an_overhead_that_rounds_to_zero_has_no_paper_reduction() -> None:
+    small = Setting(model=Sam(size="tiny", image_size=32), lora=LoRA(rank=1), rounds=1)
+    assert [row.paper_reduction for row in rows(small)] == [None] * len(COUNTS)
+
+
+def test_text_is_aligned_and_explains_itself(paper: list[Row]) -> None:
+    lines = text(paper).splitlines()
+    table = lines[: lines.index("")]
+    assert len({len(line) for line in table}) == 1
+    assert "90,532,927" in table[1]
+    assert "* 32 * rounds / 2^30" in text(paper)
+    assert "prints 2.8x" in lines[-1]
+
+
+def test_no_note_on_the_paper_without_the_papers_figures() -> None:
+    assert "prints 2.8x" not in text(rows(Setting(rounds=10)))
+
+
+def test_the_command_line_changes_the_setting() -> None:
+    setting = Setting().changed(model="sam-mini", image_size=64, classes=3, rank=4, rounds=10)
+    assert setting == Setting(model=Sam(size="mini", image_size=64), classes=3, lora=LoRA(rank=4), rounds=10)
+
+
+def test_an_unknown_model_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown model 'sam-vit-g'"):
+        Setting().changed(model="sam-vit-g")
+
+
+@pytest.mark.parametrize("field", ["classes", "rounds"])
+def test_numbers_below_one_are_errors(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}: expected at least 1, got 0"):
+        Setting(**{field: 0})
