@@ -12,8 +12,7 @@ import torch
 
 from ..aggregators.contract import HospitalInfo, ServerState, Setting
 from ..clients.hospital import Workplace
-from ..clients.lora import LoRA, initialise_adapters
-from ..clients.methods import Method
+from ..clients.methods import LowRank, Method
 from ..clients.optimizers import SGD
 from ..clients.replica import Replica
 from ..clients.training import Training
@@ -108,9 +107,10 @@ def build_replica(
         ValueError: ``ranks`` names an unknown hospital, or the method has no rank.
     """
     rng = streams(experiment.seed, "init")
+    method = _at_largest_rank(experiment.method, experiment.ranks, hospitals)
     model = experiment.model.build(num_classes, rng)
-    layout = _at_largest_rank(experiment.method, experiment.ranks, hospitals).attach(model)
-    initialise_adapters(model, rng)
+    layout = method.attach(model)
+    method.initialise(model, rng)
     return Replica(model, layout, device=device, precision=experiment.training.precision)
 
 
@@ -118,21 +118,13 @@ def _at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequen
     """The method with the largest rank any hospital has; hospitals of a lower one use the first rows."""
     if not ranks:
         return method
-    lora = _lora(method)
-    if lora is None:
+    if not isinstance(method, LowRank):
         raise ValueError(f"ranks: expected a method with LoRA, got {type(method).__name__}")
     unknown = sorted(set(ranks) - set(hospitals))
     if unknown:
         raise ValueError(f"ranks: unknown hospitals {unknown}, expected some of {sorted(hospitals)}")
-    largest = max(ranks.get(name, lora.rank) for name in hospitals)
-    changed: Method = replace(method, lora=replace(lora, rank=largest))  # type: ignore[type-var]  # a dataclass
-    return changed
-
-
-def _lora(method: Method) -> LoRA | None:
-    """The LoRA settings of a method, None where it has none."""
-    settings = getattr(method, "lora", None)
-    return settings if isinstance(settings, LoRA) else None
+    largest = max(ranks.get(name, method.lora.rank) for name in hospitals)
+    return replace(method, lora=replace(method.lora, rank=largest))
 
 
 def _sites(experiment: Experiment, federation: Federation) -> dict[str, Site]:
@@ -141,8 +133,8 @@ def _sites(experiment: Experiment, federation: Federation) -> dict[str, Site]:
 
 def _site(experiment: Experiment, name: str, cases: Cases) -> Site:
     train = HospitalWindows(_prepared(experiment, cases.train), experiment.windows)
-    lora = _lora(experiment.method)
-    rank = experiment.ranks.get(name, lora.rank) if lora is not None else None
+    method = experiment.method
+    rank = experiment.ranks.get(name, method.lora.rank) if isinstance(method, LowRank) else None
     return Site(
         info=HospitalInfo(name=name, num_examples=len(train), rank=rank),
         train=train,

@@ -18,7 +18,7 @@ from ..datasets.windows import PreparedVolume, Windows
 from .checkpoint import Checkpoint
 from .cohort import Site
 from .federation import Federated, Rows, metric_row
-from .files import write_bytes
+from .files import file_stem, write_bytes
 from .progress import Progress
 
 
@@ -60,7 +60,7 @@ class Keepsakes:
     def keep(self, hospital: str, scored: Scored) -> None:
         """Writes the label map of one volume."""
         if self.predictions:
-            path = self.folder / "predictions" / hospital / f"{scored.volume.case.name}.nii.gz"
+            path = self.folder / "predictions" / file_stem(hospital) / f"{file_stem(scored.volume.case.name)}.nii.gz"
             write_label_map(path, scored.prediction, like=scored.volume.case.image, slice_axis=self.slice_axis)
 
     def keep_overlays(self, hospital: str, overlays: Sequence[Overlay]) -> None:
@@ -68,7 +68,7 @@ class Keepsakes:
         if self.overlays:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **_stack(_best_median_worst(overlays)))
-            write_bytes(self.folder / "overlays" / f"{hospital}.npz", buffer.getvalue())
+            write_bytes(self.folder / "overlays" / f"{file_stem(hospital)}.npz", buffer.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True)

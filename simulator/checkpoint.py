@@ -30,7 +30,7 @@ from torch import Tensor
 from ..aggregators.contract import ServerState, Setting, Tensors
 from ..clients.hospital import Memory
 from ..clients.training import OptimizerState
-from .files import write_bytes, write_json
+from .files import file_stem, write_bytes, write_json
 
 Memories = Mapping[str, Memory]
 
@@ -103,7 +103,7 @@ class Checkpoints:
             files.pop(name, None)
             tensors = _memory_tensors(checkpoint.memories[name])
             if tensors:
-                files[name] = f"{_file_stem(name)}-{checkpoint.round:04d}.safetensors"
+                files[name] = f"{file_stem(name)}-{checkpoint.round:04d}.safetensors"
                 write_bytes(self.folder / "memory" / files[name], _pack(tensors))
         return files
 
@@ -181,9 +181,3 @@ def _pack(tensors: Tensors) -> bytes:
     return save(
         {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     )
-
-
-def _file_stem(hospital: str) -> str:
-    """A hospital's name as a file name: odd characters are replaced and a hash keeps it unique."""
-    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in hospital)
-    return plain if plain == hospital else f"{plain}-{hashlib.sha256(hospital.encode()).hexdigest()[:8]}"

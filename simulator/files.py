@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -67,3 +68,18 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_stem(name: str) -> str:
+    """A name as a file name: odd characters are replaced, and a hash then keeps it unique.
+
+    Example:
+        >>> file_stem("hospital-1"), file_stem("a/b")
+        ('hospital-1', 'a_b-c14cddc0')
+    """
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    return (
+        plain
+        if plain == name and not name.startswith(".")
+        else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )

@@ -459,7 +459,7 @@ def _no_overlays() -> Section:
 
 def _overlays(records: RunRecords) -> Section:
     """The best, the median and the worst test volume of each hospital."""
-    found = {name: records.path / "overlays" / f"{name}.npz" for name in records.hospitals}
+    found = {name: records.path / "overlays" / f"{files.file_stem(name)}.npz" for name in records.hospitals}
     stored = {name: path for name, path in found.items() if path.is_file()}
     if not stored:
         return Section(title="Slices", body=note("No slices are stored in this run directory."))
