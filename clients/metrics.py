@@ -8,6 +8,10 @@ Legend: S slices, H rows, W columns, C foreground classes.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
@@ -43,9 +47,10 @@ def hd95_mm(prediction: LabelMap, truth: LabelMap, label: int, spacing_mm: Spaci
     predicted, true = prediction == label, truth == label
     if not predicted.any() or not true.any():
         return None
-    distance = compute_hausdorff_distance(
-        _batch(predicted), _batch(true), include_background=True, percentile=95, spacing=list(spacing_mm)
-    )
+    with _without_monai_talking_to_itself():
+        distance = compute_hausdorff_distance(
+            _batch(predicted), _batch(true), include_background=True, percentile=95, spacing=list(spacing_mm)
+        )
     return float(distance)
 
 
@@ -59,11 +64,20 @@ def surface_dice(
     predicted, true = prediction == label, truth == label
     if not predicted.any() or not true.any():
         return None
-    score = compute_surface_dice(
-        _batch(predicted), _batch(true), [tolerance_mm], include_background=True, spacing=list(spacing_mm)
-    )
+    with _without_monai_talking_to_itself():
+        score = compute_surface_dice(
+            _batch(predicted), _batch(true), [tolerance_mm], include_background=True, spacing=list(spacing_mm)
+        )
     return float(score)
 
 
 def _batch(mask: NDArray[np.bool_]) -> torch.Tensor:
     return torch.from_numpy(mask.astype(np.float32))[None, None]  # (S, H, W) -> (1, 1, S, H, W)
+
+
+@contextmanager
+def _without_monai_talking_to_itself() -> Iterator[None]:
+    """MONAI 1.6 warns users of an argument that only MONAI passes to MONAI; nobody else can act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
+        yield

@@ -1,0 +1,204 @@
+"""Reading and writing NIfTI: the grid survives, and every fault has its message."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from wardround.datasets.contract import Case, Volume
+from wardround.datasets.nifti import read_case, read_image, write_label_map
+
+SHAPE = (5, 7, 3)
+OBLIQUE = np.array([[1.1, 0.2, -0.3, 10.0], [-0.2, 0.9, 0.4, -20.0], [0.3, -0.3, 2.5, 30.0], [0, 0, 0, 1]])
+
+
+def image_array(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def label_array(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+
+
+@pytest.fixture
+def make_case(tmp_path: Path) -> Callable[..., Case]:
+    """Writes an image and a mask; both may be arrays or ready nibabel images."""
+
+    def save(array: object, path: Path) -> Path:
+        nib.save(nib.Nifti1Image(array, OBLIQUE) if isinstance(array, np.ndarray) else array, path)
+        return path
+
+    def make(image: object = None, label: object = None, suffix: str = ".nii.gz") -> Case:
+        image = save(image_array() if image is None else image, tmp_path / f"image{suffix}")
+        label = save(label_array() if label is None else label, tmp_path / f"label{suffix}")
+        return Case(name="c", patient="c", image=image, label=label)
+
+    return make
+
+
+def read(case: Case, **settings: object) -> Volume:
+    return read_case(case, **{"slice_axis": 2, "num_classes": 2, **settings})  # type: ignore[arg-type]  # plain values
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("axis", "order"), [(0, (0, 1, 2)), (1, (1, 0, 2)), (2, (2, 0, 1))])
+def test_slices_come_first_with_their_spacing(
+    make_case: Callable[..., Case], suffix: str, axis: int, order: tuple[int, int, int]
+) -> None:
+    case = make_case(suffix=suffix)
+    volume = read(case, slice_axis=axis)
+    zooms = np.linalg.norm(OBLIQUE[:3, :3], axis=0)
+    assert np.array_equal(volume.image, image_array().transpose(order))
+    assert np.array_equal(volume.label, label_array().transpose(order))
+    assert volume.spacing_mm == pytest.approx(tuple(zooms[i] for i in order), rel=1e-5)
+    assert (volume.image.dtype, volume.label.dtype, volume.case) == (np.float32, np.uint8, case)
+    alone, spacing = read_image(case.image, slice_axis=axis)
+    assert np.array_equal(alone, volume.image)
+    assert spacing == volume.spacing_mm
+
+
+def test_scaled_integers_and_a_fourth_dimension_of_one(make_case: Callable[..., Case]) -> None:
+    stored = nib.Nifti1Image(image_array((*SHAPE, 1)).astype(np.int16), OBLIQUE)
+    stored.header.set_slope_inter(0.5, -100)
+    volume = read(make_case(stored, label_array((*SHAPE, 1))))
+    assert volume.image.shape == (3, 5, 7)
+    assert volume.image[0, 0, 1] == 0.5 * 3 - 100
+
+
+def test_clipping(make_case: Callable[..., Case]) -> None:
+    """Voxels 0..104: the 10 and 90 % percentiles (linear between ranks) are 10.4 and 93.6."""
+    case = make_case()
+    clipped = read(case, clip_percentiles=(10, 90)).image
+    assert (clipped.min(), clipped.max()) == pytest.approx((10.4, 93.6))
+    assert (read(case, clip_range=(-5, 30)).image.min(), read(case, clip_range=(-5, 30)).image.max()) == (0, 30)
+
+
+def test_merged_foreground(make_case: Callable[..., Case]) -> None:
+    volume = read(make_case(), num_classes=1, merge_foreground=True)
+    assert np.array_equal(volume.label, (label_array() > 0).transpose(2, 0, 1))
+
+
+def test_units_of_the_header(make_case: Callable[..., Case]) -> None:
+    stored = nib.Nifti1Image(image_array(), np.diag([2000.0, 3000.0, 4000.0, 1]))
+    stored.header.set_xyzt_units("micron")
+    assert read_image(make_case(stored).image, slice_axis=2)[1] == pytest.approx((4, 2, 3))
+
+
+def faulty(change: Callable[[np.ndarray], None], array: np.ndarray) -> np.ndarray:
+    change(array)
+    return array
+
+
+def put(value: float) -> Callable[[np.ndarray], None]:
+    return lambda array: array.__setitem__((1, 2, 0), value)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (image_array((5, 7)), None, r"image.nii.gz: expected a volume of 3 dimensions .* got shape \(5, 7\)"),
+        (image_array((5, 7, 3, 2)), None, r"image.nii.gz: expected a volume of 3 dimensions .* \(5, 7, 3, 2\)"),
+        (faulty(put(np.nan), image_array()), None, r"image.nii.gz: .*finite voxels, got 1 .* nan at \(1, 2, 0\)"),
+        (faulty(put(np.inf), image_array()), None, r"image.nii.gz: expected finite voxels, got 1 .* inf"),
+        (image_array().astype(np.complex64), None, "image.nii.gz: expected one real number per voxel, got .*complex64"),
+        (None, label_array((5, 7, 4)), r"label.nii.gz: expected the shape \(5, 7, 3\) of its image .* got \(5, 7, 4\)"),
+        (None, nib.Nifti1Image(label_array(), OBLIQUE + np.eye(4, k=3)), "label.nii.gz: expected the affine .* 1 mm"),
+        (None, faulty(put(3), label_array()), r"label.nii.gz: expected labels 0 to 2, got \[3\]"),
+        (None, faulty(put(-1), label_array().astype(np.int16)), r"label.nii.gz: expected labels 0 to 2, got \[-1\]"),
+        (None, faulty(put(0.5), label_array().astype(np.float32)), "label.nii.gz: expected whole numbers .* got 0.5"),
+        (None, faulty(put(np.nan), label_array().astype(np.float32)), "label.nii.gz: expected finite voxels"),
+    ],
+)
+def test_each_fault_has_its_message(make_case: Callable[..., Case], image: object, label: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(make_case(image, label))
+
+
+def test_missing_and_foreign_files(make_case: Callable[..., Case], tmp_path: Path) -> None:
+    case = make_case()
+    case.label.unlink()
+    with pytest.raises(ValueError, match=r"label.nii.gz: expected a NIfTI file .* found none there"):
+        read(case)
+    case.label.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"label.nii.gz: expected a readable NIfTI file, got BadGzipFile"):
+        read(case)
+    plain = tmp_path / "text.nii"
+    plain.write_text("not a picture at all")
+    with pytest.raises(ValueError, match=r"text.nii: expected a readable NIfTI file"):
+        read_image(plain, slice_axis=2)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.99])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_truncated_files(make_case: Callable[..., Case], kept: float, suffix: str) -> None:
+    case = make_case(np.random.default_rng(0).normal(size=SHAPE).astype(np.float32), suffix=suffix)
+    content = case.image.read_bytes()
+    case.image.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=f"image{suffix}: expected"):
+        read(case)
+
+
+def test_a_flipped_bit_is_found_by_the_checksum(make_case: Callable[..., Case]) -> None:
+    case = make_case()
+    content = bytearray(case.image.read_bytes())
+    content[-8] ^= 1  # the stored checksum itself: every voxel still decodes
+    case.image.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"image.nii.gz: expected a readable NIfTI file, got BadGzipFile: CRC"):
+        read(case)
+
+
+def test_an_empty_volume(make_case: Callable[..., Case]) -> None:
+    case = make_case(suffix=".nii")
+    content = bytearray(case.image.read_bytes())
+    content[42:44] = (0).to_bytes(2, "little")  # dim[1]
+    case.image.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"image.nii: expected"):
+        read(case)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (9, 4, 1), (1, 6, 5)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_label_map_returns_to_the_grid_of_the_image(tmp_path: Path, shape: tuple[int, int, int], axis: int) -> None:
+    """Oblique qform and a different sform, both with their own codes, must come back."""
+    like = nib.Nifti1Image(image_array(shape).astype(np.int16), OBLIQUE)
+    like.header.set_slope_inter(3, 7)
+    like.set_sform(OBLIQUE, code=4)
+    like.set_qform(np.diag([1.0, 2.0, 3.0, 1.0]), code=2)
+    like.header.set_xyzt_units("mm", "sec")
+    nib.save(like, tmp_path / "like.nii.gz")
+    labels = np.moveaxis(label_array(shape), axis, 0)
+    path = tmp_path / "new" / "prediction.nii.gz"
+    write_label_map(path, labels, like=tmp_path / "like.nii.gz", slice_axis=axis)
+
+    written, source = nib.load(path), nib.load(tmp_path / "like.nii.gz")
+    assert np.array_equal(np.asarray(written.dataobj), label_array(shape))
+    assert written.get_data_dtype() == np.uint8
+    assert np.array_equal(written.affine, source.affine)
+    assert all(np.array_equal(a, b) for a, b in zip(written.get_sform(True), source.get_sform(True), strict=True))
+    assert np.array_equal(written.get_qform(True)[0], source.get_qform(True)[0])
+    assert written.get_qform(True)[1] == 2
+    assert written.header.get_zooms() == source.header.get_zooms()
+    assert written.header.get_xyzt_units() == ("mm", "sec")
+    assert [file.name for file in path.parent.iterdir()] == ["prediction.nii.gz"]
+
+
+def test_what_is_written_is_what_is_read(make_case: Callable[..., Case], tmp_path: Path) -> None:
+    case = make_case()
+    labels = read(case).label
+    for name in ("one.nii.gz", "two.nii.gz", "plain.nii"):
+        write_label_map(tmp_path / name, labels, like=case.image, slice_axis=2)
+        again = read(Case(name="c", patient="c", image=case.image, label=tmp_path / name))
+        assert np.array_equal(again.label, labels)
+    assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "two.nii.gz").read_bytes()
+    assert gzip.decompress((tmp_path / "one.nii.gz").read_bytes()) == (tmp_path / "plain.nii").read_bytes()
+
+
+def test_labels_of_another_grid_are_refused_and_leave_nothing(make_case: Callable[..., Case], tmp_path: Path) -> None:
+    case = make_case()
+    with pytest.raises(ValueError, match=r"expected labels on the grid \(5, 7, 3\) of .* got \(5, 7, 4\)"):
+        write_label_map(tmp_path / "x.nii.gz", np.zeros((4, 5, 7), np.uint8), like=case.image, slice_axis=2)
+    assert not list(tmp_path.glob("*x.nii.gz*"))
