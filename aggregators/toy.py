@@ -1,4 +1,4 @@
-"""A toy federation: a few tensors, quadratic losses, and a trainer of twenty lines that runs any local rule.
+"""A toy federation: a few tensors, quadratic losses, and a small trainer that runs any local rule.
 
 It stands in for model, data and engine where an algorithm is tested (:mod:`~wardround.aggregators.testing`) or
 explained. Hospital k wants the effective weights of its model at a target of its own::

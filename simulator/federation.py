@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..aggregators.checks import check_download, check_updates
+from ..aggregators.checks import AggregationError, check_download, check_server_state, check_updates
 from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
 from ..clients.hospital import Memory, Turn, Workplace
 from .checkpoint import Checkpoint
@@ -100,6 +100,8 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
         with watch.stage("aggregate_s"):
             updates = _collect(federated, turns, downloads, number)
             aggregated = _aggregate(federated, before.server, updates, number)
+    except AggregationError:
+        raise  # it names the round itself
     except ValueError as error:
         raise ValueError(f"round {number}: {error}") from error
     memories = {**before.memories, **{turn.hospital.name: turn.memory for turn in turns}}
@@ -172,7 +174,9 @@ def _aggregate(federated: Federated, server: ServerState, updates: list[ClientUp
     """The aggregator's step; a round in which Poisson sampling drew nobody changes nothing."""
     if not updates:
         return Aggregated(server=server)
-    return federated.aggregator.aggregate(server, updates, federated.rng("aggregate", number))
+    aggregated = federated.aggregator.aggregate(server, updates, federated.rng("aggregate", number))
+    check_server_state(aggregated.server)
+    return aggregated
 
 
 def num_bytes(tensors: Tensors) -> int:

@@ -21,6 +21,7 @@ from algorithms import (
     Scaffold,
 )
 from pairs import ideal_mean, one_pair, random_updates, state
+
 from wardround.aggregators import FedAvg
 from wardround.aggregators.contract import ServerState, Tensors
 from wardround.aggregators.toy import Round, World, initial_state, make_world, run_round, streams

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pairs import normal, one_pair, product, random_updates, state, tensor, update
+
 from wardround.aggregators.arithmetic import (
     at_rank,
     effective,

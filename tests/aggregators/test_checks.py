@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pairs import one_pair, state, tensor, update
+
 from wardround.aggregators import FedAvg
 from wardround.aggregators.checks import (
     AggregationError,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from algorithms import CASES
 from pairs import one_pair, tensor
+
 from wardround.aggregators import AGGREGATORS, FlapSam, Local
 from wardround.aggregators.contract import Download, Pair
 from wardround.aggregators.testing import Claims, check_aggregator

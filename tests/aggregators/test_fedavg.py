@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pairs import ideal_mean, normal, one_pair, product, random_updates, state, tensor, update
+
 from wardround.aggregators import AGGREGATORS, FedAvg
 from wardround.aggregators.contract import ServerState
 from wardround.aggregators.toy import streams

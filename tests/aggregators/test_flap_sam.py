@@ -9,6 +9,7 @@ import torch
 from algorithms import FlexLoRA
 from pairs import ideal_mean, one_pair, product, random_updates, state, tensor, update
 from torch import Tensor
+
 from wardround.aggregators import FedAvg, FlapSam
 from wardround.aggregators.contract import Aggregated, HospitalInfo, ServerState, Setting
 from wardround.aggregators.toy import initial_state, make_world, run_round, streams

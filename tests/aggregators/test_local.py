@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from wardround.aggregators import Local
 from wardround.aggregators.contract import HospitalInfo
 from wardround.aggregators.toy import LR, STEPS_PER_EPOCH, initial_state, make_world, run_round

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pairs import one_pair, state, tensor
+
 from wardround.aggregators import FedAvg
 from wardround.aggregators.contract import Fit, Phase
 from wardround.aggregators.plain import PlainTraining

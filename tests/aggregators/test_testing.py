@@ -12,6 +12,7 @@ import pytest
 import torch
 from algorithms import Scaffold
 from torch import Tensor
+
 from wardround.aggregators import FedAvg, FlapSam, Local
 from wardround.aggregators import testing as suite
 from wardround.aggregators.arithmetic import shapes_of, weighted_mean

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
 from wardround.aggregators import FedAvg
 from wardround.aggregators.contract import Download, Fit, LocalResult, Phase, Tensors
 from wardround.aggregators.plain import PlainTraining

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
 from wardround.aggregators import FedAvg, FlapSam
 from wardround.aggregators.arithmetic import (
     effective,

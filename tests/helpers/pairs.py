@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
 from wardround.aggregators.arithmetic import effective
 from wardround.aggregators.contract import ClientUpdate, HospitalInfo, Layout, Pair, ServerState, Setting
 from wardround.aggregators.toy import streams
