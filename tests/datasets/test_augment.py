@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+
 from wardround.datasets.augment import AUGMENTS, Augment, AugmentParameters, NoAugment, apply
 
 OFF = {"rot90_flip_p": 0.0, "rotation_p": 0.0, "scale_p": 0.0, "gamma_p": 0.0}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+
 from wardround.datasets import DATASETS
 from wardround.datasets.contract import Case, Cases, Dataset, Federation, Streams, Volume
 from wardround.datasets.msd import Msd

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
 from wardround.datasets.contract import Cases, Federation
 from wardround.datasets.msd import Msd
 from wardround.simulator.randomness import streams
@@ -88,6 +89,15 @@ def test_one_hospital_does_not_shift_another(tree: Path) -> None:
     after = Msd().federation(tree, rng())
     assert len(names(after.hospitals["A"])) == 6
     assert (after.hospitals["B"], after.hospitals["C"]) == (before.hospitals["B"], before.hospitals["C"])
+
+
+def test_hospitals_of_one_size_are_split_independently(tree: Path) -> None:
+    write_sites(tree, [(f"thing_{number:03d}", "A" if number < 5 else "B") for number in range(10)])
+    chosen = []
+    for seed in range(6):
+        hospitals = Msd().federation(tree, rng(seed)).hospitals
+        chosen.append([int(hospitals[name].test[0].name[-1]) % 5 for name in "AB"])
+    assert any(a != b for a, b in chosen)
 
 
 def test_volume_is_read_along_the_last_axis_and_clipped(tree: Path) -> None:

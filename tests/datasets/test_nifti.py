@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from wardround.datasets.contract import Case, Volume
 from wardround.datasets.nifti import read_case, read_image, write_label_map
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from wardround.datasets import phantom as module
 from wardround.datasets.msd import Msd
 from wardround.datasets.phantom import Phantom, build
@@ -35,7 +36,7 @@ def test_files_are_reproducible_and_follow_the_seed(folder: Path, tmp_path: Path
     other = Phantom(**{**vars(SMALL), "seed": 1})
     assert other.locate(tmp_path).name != folder.name
     images = [name for name in content(folder) if name.startswith("imagesTr")]
-    assert len(images) == 7
+    assert len(images) == len({content(folder)[name] for name in images}) == 7
     changed = content(other.locate(tmp_path))
     assert all(changed[name] != content(folder)[name] for name in images)
 
@@ -139,9 +140,9 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 def test_a_second_build_keeps_the_first(tmp_path: Path) -> None:
     phantom = Phantom(hospitals=1, train_cases=1, test_cases=1, size=16, slices=2)
     folder = phantom.locate(tmp_path)
-    (folder / "mark").touch()
+    (folder / "sites.csv").write_text("mine")
     build(phantom, folder)
-    assert (folder / "mark").exists()
+    assert (folder / "sites.csv").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 

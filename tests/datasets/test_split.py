@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+
 from wardround.datasets.split import split_patients
 
 
@@ -34,6 +35,12 @@ def test_order_and_repetition_of_patients_do_not_matter() -> None:
     first = split_patients(patients, 0.3, 0.2, rng())
     assert split_patients([*reversed(patients), "p3", "p3"], 0.3, 0.2, rng()) == first
     assert split_patients(patients, 0.3, 0.2, rng(1)) != first
+
+
+def test_the_first_of_a_permutation_of_the_sorted_names_test() -> None:
+    names = [f"p{i:02d}" for i in range(20)]
+    expected = {names[i] for i in torch.randperm(20, generator=rng()).tolist()[:4]}
+    assert {name for name, side in split_patients(names[::-1], 0.2, 0, rng()).items() if side == "test"} == expected
 
 
 def test_every_patient_is_drawn_about_as_often() -> None:

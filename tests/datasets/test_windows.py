@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from wardround.datasets.contract import Case, Volume
 from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows, epoch_batches, min_max, prepare
 
@@ -75,18 +76,19 @@ def test_window_normalisation_leaves_units_to_gather() -> None:
 
 
 def test_resizing_averages_images_and_keeps_labels_whole() -> None:
-    """Antialiasing makes a checkerboard grey; labels 0 and 2 must not give a 1."""
-    board = np.indices((1, 16, 16)).sum(0) % 2
-    prepared = prepare(volume(board, (2 * board).astype(np.uint8)), 4, Windows())
-    assert prepared.images[:, 1:3, 1:3].sub(0.5).abs().max() < 0.1
+    """Every fourth column is white, and none of those that plain bilinear sampling looks at: the mean is 1/4."""
+    stripes = (np.indices((1, 16, 16))[2] % 4 == 0).astype(np.uint8)
+    prepared = prepare(volume(stripes, 2 * stripes), 4, Windows())
+    assert prepared.images[:, 1:3, 1:3].sub(0.25).abs().max() < 0.1
     assert set(prepared.labels.unique().tolist()) <= {0, 2}
     assert prepared.labels.dtype == torch.uint8
 
 
 def test_labels_take_the_pixel_whose_centre_is_nearest() -> None:
-    """Doubling 3 columns to 6: centres 1/4, 3/4, 5/4, ... of the old pixels give 0 0 1 1 2 2."""
+    """3 columns to 6: centres 1/4, 3/4, 5/4, ... give 0 0 1 1 2 2; to 2: centres 3/4 and 9/4 lie in pixels 0 and 2."""
     label = np.array([[[0, 1, 2]] * 3], np.uint8)
     assert prepare(volume(label, label), 6, Windows()).labels[0, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert prepare(volume(label, label), 2, Windows()).labels[0, 0].tolist() == [0, 2]
     assert prepare(volume(label, label), 3, Windows()).labels[0].tolist() == label[0].tolist()
 
 
