@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from wardround.clients.evaluation import Evaluation, evaluate, predict, summarise
 from wardround.clients.replica import Replica
 from wardround.datasets.contract import Case, Volume

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+
 from wardround.clients.lora import Adapter, LoRA, LoRALinear, Rows, adapt, initialise_adapters, pairs, set_rank
 from wardround.simulator.randomness import generator, streams
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from wardround.clients.losses import segmentation_loss
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+
 from wardround.aggregators.contract import Layout
 from wardround.clients import METHODS
 from wardround.clients.lora import LoRA, set_rank

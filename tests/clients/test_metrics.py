@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from wardround.clients.metrics import dice, hd95_mm, surface_dice
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from wardround.clients.optimizers import SGD, AdamW, Schedule
 
 

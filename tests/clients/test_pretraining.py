@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from wardround.clients import pretraining
 from wardround.clients.pretraining import Recipe
 from wardround.clients.sam import Sam, SamNet

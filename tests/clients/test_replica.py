@@ -3,6 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+
 from wardround.clients.methods import Decoder, Full
 from wardround.clients.replica import Replica
 

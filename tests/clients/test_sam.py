@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
 from wardround.clients.sam import SIZES, Sam, SamNet, SamSize
 from wardround.clients.sam_weights import _our_name
 from wardround.simulator.randomness import generator, streams

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
 from wardround.clients import sam_weights
 from wardround.clients.sam import SIZES, Sam, SamNet
 from wardround.clients.sam_weights import digest, resize_grid, resize_table

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+
 from wardround.aggregators.contract import Phase, Tensors
 from wardround.clients.losses import segmentation_loss
 from wardround.clients.optimizers import SGD, AdamW, Schedule
