@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from wardround.aggregators.contract import Aggregator, HospitalInfo
 from wardround.clients.hospital import Workplace
 from wardround.clients.lora import LoRA, initialise_adapters

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+
 from wardround.simulator.config import load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.run import run

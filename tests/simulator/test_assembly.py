@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from wardround.datasets.contract import Cases, Federation
 from wardround.simulator.assembly import Located, assemble, build_replica, locate
 from wardround.simulator.config import Experiment, load_experiment

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import pytest
+
 from wardround.simulator.builder import ConfigError, build, expand, merge, resolve
 
 

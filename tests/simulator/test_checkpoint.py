@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from wardround.aggregators.contract import Layout, ServerState, Setting
 from wardround.clients.hospital import Memory
 from wardround.clients.training import OptimizerState

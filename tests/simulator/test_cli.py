@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from wardround.simulator import cli
 from wardround.simulator import run as run_module
 

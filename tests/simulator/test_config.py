@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from wardround.aggregators import FedAvg, Local
 from wardround.clients.optimizers import SGD, AdamW
 from wardround.simulator import yaml12

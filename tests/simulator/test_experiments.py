@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from wardround.simulator.builder import ConfigError
 from wardround.simulator.experiments import DOCUMENTATION, PACKAGED, ExperimentsFile, open_file
 

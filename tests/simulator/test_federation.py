@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+
 from wardround.aggregators import AGGREGATORS
 from wardround.aggregators.arithmetic import effective
 from wardround.aggregators.fedavg import FedAvg

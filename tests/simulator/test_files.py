@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from wardround.simulator.files import append_lines, cut_lines, write_bytes, write_json
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from algorithms import CASES, FFA, Ditto, FedPer, FedProx, FedRep, FLoRA, HeadThenBody, Moon, QFedAvg, Scaffold
+
 from wardround.aggregators.arithmetic import effective
 from wardround.aggregators.checks import check_server_state
 from wardround.aggregators.fedavg import FedAvg

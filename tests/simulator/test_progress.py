@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+
 from wardround.simulator.progress import Progress
 
 

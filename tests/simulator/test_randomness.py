@@ -1,6 +1,7 @@
 import hashlib
 
 import torch
+
 from wardround.simulator.randomness import generator, streams
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
 from wardround.simulator.figures import (
     CLASS_COLOURS,
     LINE_COLOURS,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from wardround.simulator.results import SERVER, CaseRow, LedgerRow, MetricRow, RunRecords, TimingRow, mean, mean_series
 
 

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
 from wardround.simulator.config import load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.run import run

@@ -1,4 +1,5 @@
 import pytest
+
 from wardround.simulator.randomness import streams
 from wardround.simulator.sampling import Cohort, draw, drop
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from wardround.clients.lora import LoRA
 from wardround.clients.sam import Sam
 from wardround.simulator.table import Row, Setting, rows, text

@@ -1,4 +1,5 @@
 import pytest
+
 from wardround.aggregators.contract import HospitalInfo
 from wardround.simulator.weights import WEIGHTINGS, Examples, Explicit, Uniform
 

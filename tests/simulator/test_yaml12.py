@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from wardround.simulator.yaml12 import YamlError, dump, load, loads
 
 

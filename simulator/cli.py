@@ -1,0 +1,281 @@
+"""The command ``wardround``: one function per command, each reads its arguments, calls one function and prints.
+
+Imports of model code stay inside the functions: ``--help`` and ``list`` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .experiments import ExperimentsFile
+
+OK, DIFFERENT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: fine; ``verify`` found a difference; a user's mistake; stopped by Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Words of the command line; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no lines or umlauts gets a question mark
+    try:
+        code = args.function(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _complain(args.interrupted, args.traceback)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `wardround list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (ValueError, OSError) as error:
+        _complain(f"error: {_message(error)}", args.traceback)
+        return MISTAKE
+    return int(code)
+
+
+def _complain(text: str, with_traceback: bool) -> None:
+    if with_traceback or os.environ.get("WARDROUND_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"wardround: {text}", file=sys.stderr)
+
+
+def _message(error: ValueError | OSError) -> str:
+    """The error in words; of the system's errors without their number."""
+    if isinstance(error, OSError) and error.strerror:
+        file = f": {error.filename}" if error.filename is not None else ""
+        return f"{error.strerror}{file}"
+    return str(error)
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .config import load_experiment
+    from .report import results_table
+    from .results import RunRecords
+    from .run import run
+
+    file = _experiments(args)
+    device = [] if args.device is None else [f"runtime.device={args.device}"]
+    experiment = load_experiment(args.experiment, file, [*args.set, *device])
+    if not args.quiet:
+        print(f"experiment {experiment.name} from {_called(file)}", flush=True)
+    outcome = run(
+        experiment,
+        data=args.data,
+        out=args.out,
+        quiet=args.quiet,
+        images=not args.no_images,
+        allow_changed_environment=args.allow_changed_environment,
+        experiments_file=_called(file),
+    )
+    if outcome.already_finished:
+        print("this run was finished before; nothing to do")
+    print(results_table(RunRecords.load(outcome.path)))
+    print(f"\nrun:    {outcome.path}\nreport: {outcome.path / 'report.html'}")
+    return OK
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report import write_report
+
+    print(write_report(args.run, images=not args.no_images, out=args.out))
+    return OK
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .verify import verify
+
+    verdict = verify(args.run, data=args.data, allow_changed_environment=args.allow_changed_environment)
+    print(verdict)
+    return OK if verdict.identical else DIFFERENT
+
+
+def _table(args: argparse.Namespace) -> int:
+    from .table import Setting, rows, text
+
+    setting = Setting()
+    if args.experiment is not None:
+        from .config import load_experiment
+
+        setting = Setting.of(load_experiment(args.experiment, _experiments(args), args.set))
+    elif args.set:
+        raise ValueError("--set: expected an experiment to change, as in `wardround table hippocampus --set rounds=10`")
+    given = {name: getattr(args, name) for name in ("model", "image_size", "classes", "rank", "rounds")}
+    found = rows(setting.changed(**{name: value for name, value in given.items() if value is not None}))
+    print(json.dumps([row.as_dict() for row in found], indent=2) if args.json else text(found))
+    return OK
+
+
+def _list(args: argparse.Namespace) -> int:
+    file = _experiments(args)
+    print(f"experiments of {_called(file)}\n")
+    for name, entry in file.entries.items():
+        facts = [f"{label}: {entry[key]}" for key, label in _FACTS.items() if key in entry]
+        lines = [part for text in (entry.get("purpose", ""), *facts) for part in textwrap.wrap(text, 96)]
+        print("\n    ".join([name, *lines]))
+    return OK
+
+
+_FACTS = {"paper": "paper", "expected_time": "time", "expected_score": "expected"}
+
+
+def _experiments(args: argparse.Namespace) -> ExperimentsFile:
+    from .experiments import open_file
+
+    return open_file(args.experiments)
+
+
+def _called(file: ExperimentsFile) -> str:
+    """What to call the file: the packaged one lies wherever the package was installed."""
+    return "the packaged experiments.yaml" if file.packaged else str(file.path)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wardround",
+        description="Federated parameter-efficient fine-tuning of vision foundation models, simulated on one machine.",
+        epilog="Example: wardround run quickstart",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _run_arguments(_command(commands, "run", _run, "run an experiment, or go on with it", "run quickstart"))
+    _report_arguments(_command(commands, "report", _report, "write a run's HTML page", "report runs/quickstart/ID"))
+    _verify_arguments(
+        _command(commands, "verify", _verify, "repeat a run's last round and compare", "verify runs/quickstart/ID")
+    )
+    _table_arguments(
+        _command(commands, "table", _table, "what each method trains and sends", "table --model sam-vit-b --rank 32")
+    )
+    _experiments_argument(_command(commands, "list", _list, "the experiments there are", "list"))
+    return parser
+
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _command(
+    commands: Commands[argparse.ArgumentParser],
+    name: str,
+    function: Callable[[argparse.Namespace], int],
+    purpose: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=purpose,
+        description=purpose[0].upper() + purpose[1:] + ".",
+        epilog=f"Example: wardround {example}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from (or WARDROUND_DEBUG=1)")
+    parser.set_defaults(function=function, interrupted="interrupted")
+    return parser
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="a name from `wardround list`")
+    _data_argument(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
+    _set_argument(parser)
+    _experiments_argument(parser)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (auto)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the report")
+    _environment_argument(parser)
+    parser.set_defaults(interrupted="interrupted; the same command goes on after the last finished round")
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_argument(parser)
+    parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the report")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (report.html in the run)")
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_argument(parser)
+    _data_argument(parser)
+    _environment_argument(parser)
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="take model, rank and rounds from here")
+    parser.add_argument("--model", help="sam-vit-b, sam-vit-l, sam-vit-h, sam-mini (sam-vit-b)")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width of a slice (224)")
+    parser.add_argument("--classes", type=int, metavar="C", help="foreground classes (2)")
+    parser.add_argument("--rank", type=int, metavar="R", help="LoRA rank (32)")
+    parser.add_argument("--rounds", type=int, help="rounds of the paper-style overhead (25)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _set_argument(parser)
+    _experiments_argument(parser)
+
+
+def _run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, runs/EXPERIMENT/ID")
+
+
+def _data_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (or WARDROUND_DATA)")
+
+
+def _set_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change a setting, such as method.lora.rank=8; may be given again",
+    )
+
+
+def _experiments_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--experiments",
+        type=Path,
+        metavar="FILE",
+        help="file of experiments (./experiments.yaml if it is there, else the packaged one)",
+    )
+
+
+def _environment_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-changed-environment",
+        action="store_true",
+        help="go on although code, device or threads changed since the run began",
+    )
+
+
+class _Version(argparse.Action):
+    """Prints the version; the distribution's data are read only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help, default=argparse.SUPPRESS)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"wardround {version('wardround')}")
+        parser.exit()

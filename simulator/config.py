@@ -1,0 +1,197 @@
+"""What an experiment is: one frozen object, built once at the door from YAML; nothing behind it sees a mapping."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ..aggregators import AGGREGATORS
+from ..aggregators.contract import Aggregator
+from ..clients import METHODS, MODELS
+from ..clients.evaluation import Evaluation
+from ..clients.methods import Method
+from ..clients.sam import Sam
+from ..clients.training import Training
+from ..datasets import DATASETS
+from ..datasets.augment import AUGMENTS, Augment, Augmentation
+from ..datasets.contract import Dataset
+from ..datasets.windows import Windows
+from . import yaml12
+from .builder import ConfigError, Problem, build, expand, merge, resolve
+from .experiments import DOCUMENTATION, ExperimentsFile
+from .sampling import Cohort
+from .weights import WEIGHTINGS, Examples, Weighting
+
+__all__ = ["ConfigError", "Experiment", "Runtime", "build", "identity", "load_experiment", "load_resolved", "resolve"]
+
+_NOT_IDENTITY = ("name", "purpose", "runtime.device", "runtime.threads", "model.weights")
+"""What does not enter a run's id: words, where it runs, and the weights' path (their hash enters on its own)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how a run computes; changes speed, not the method.
+
+    Args:
+        device: ``auto`` is CUDA where there is one, else the CPU.
+        threads: Threads on the CPU, >= 1; None: as many as torch takes.
+        deterministic: On CUDA, cuDNN takes deterministic algorithms only (other kernels may still differ in the last
+            bits). On the CPU runs are bit-identical either way, with the same number of threads.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = None
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {self.threads!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides the result of a run.
+
+    Args:
+        name: Its key in experiments.yaml; also a folder name.
+        purpose: One sentence for people.
+        data: The federation of hospitals.
+        windows: How volumes become training windows.
+        augment: What is done to a training window.
+        model: The base that every hospital starts from.
+        method: Which tensors may train.
+        training: How a hospital trains.
+        aggregator: What the server does with the updates.
+        rounds: Rounds, >= 1.
+        cohort: Who takes part in a round.
+        weights: How much a hospital counts.
+        ranks: LoRA rank per hospital, >= 1; those not named have the method's.
+        evaluation: When and how the model is scored.
+        seed: Of every random stream, >= 0.
+        runtime: Where it runs.
+    """
+
+    name: str
+    purpose: str = ""
+    data: Annotated[Dataset, DATASETS]
+    windows: Windows = field(default_factory=Windows)
+    augment: Annotated[Augmentation, AUGMENTS] = field(default_factory=Augment)
+    model: Annotated[Sam, MODELS]
+    method: Annotated[Method, METHODS]
+    training: Training = field(default_factory=Training)
+    aggregator: Annotated[Aggregator, AGGREGATORS]
+    rounds: int = 25
+    cohort: Cohort = field(default_factory=Cohort)
+    weights: Annotated[Weighting, WEIGHTINGS] = field(default_factory=Examples)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", self.name):
+            problems.append(f"name: expected letters, digits and '_.+-' (it names a folder), got {self.name!r}")
+        if self.rounds < 1:
+            problems.append(f"rounds: expected at least 1, got {self.rounds!r}")
+        if self.seed < 0:
+            problems.append(f"seed: expected a number of at least 0, got {self.seed!r}")
+        low = {name: rank for name, rank in self.ranks.items() if rank < 1}
+        if low:
+            problems.append(f"ranks: expected numbers of at least 1, got {low!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def load_experiment(name: str, file: ExperimentsFile, overrides: Sequence[str] = ()) -> Experiment:
+    """Builds one experiment of a file.
+
+    Args:
+        name: The entry.
+        file: What :func:`.experiments.open_file` read.
+        overrides: ``path=value`` with the paths of the entry and values in YAML, the later ones winning.
+
+    Raises:
+        ConfigError: with every problem of the entry, of those it extends and of the overrides.
+
+    Example:
+        >>> from wardround.simulator.experiments import open_file, PACKAGED
+        >>> load_experiment("quickstart", open_file(PACKAGED), ["method.lora.rank=4"]).method.lora.rank
+        4
+    """
+    layers = [(f"{file.path}: {entry}.", _settings(value)) for entry, value in file.layers(name)]
+    changes = [("--set ", _nested(text)) for text in reversed(overrides)]
+    stack = [(label, expand(Experiment, value)) for label, value in (*changes, *layers)]
+    merged: dict[str, Any] = {"purpose": file.entries[name].get("purpose", "")}
+    for _, value in reversed(stack):
+        merged = merge(merged, value)
+    renamed = (
+        [Problem("name", "no setting: an experiment is called by its key in the file")] if "name" in merged else []
+    )
+    try:
+        experiment = build(Experiment, {**merged, "name": name})
+    except ConfigError as error:
+        raise _located([*renamed, *error.problems], stack, f"{file.path}: {name}.") from error
+    if renamed:
+        raise _located(renamed, stack, f"{file.path}: {name}.")
+    return experiment
+
+
+def load_resolved(path: Path) -> Experiment:
+    """Reads what :func:`resolve` wrote: the ``config.yaml`` of a run. Raises ConfigError or YamlError."""
+    try:
+        return build(Experiment, yaml12.load(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {problem}" for problem in error.problems) from error
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """The resolved config without what cannot change a result (words, device, threads) and without paths."""
+    config: dict[str, Any] = resolve(experiment, without=Path)
+    for path in _NOT_IDENTITY:
+        *above, last = path.split(".")
+        part = config
+        for key in above:
+            part = part[key]
+        part.pop(last, None)
+    return config
+
+
+def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ("extends", *DOCUMENTATION)}
+
+
+def _nested(override: str) -> dict[str, Any]:
+    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError([f"--set {override}: expected path=value, such as method.lora.rank=8"])
+    value: Any = yaml12.loads(text, f"--set {override}")
+    for key in reversed(keys):
+        value = {key: value}
+    return {**value}
+
+
+def _located(
+    problems: Iterable[Problem | str], stack: Sequence[tuple[str, Mapping[str, Any]]], entry: str
+) -> ConfigError:
+    """The problems with the place that brought each: an override, the entry, or one it extends."""
+    lines = []
+    for problem in problems:
+        path = problem.path if isinstance(problem, Problem) else ""
+        place = next((label for label, value in stack if path and _has(value, path)), entry)
+        lines.append(f"{place}{problem}")
+    return ConfigError(lines)
+
+
+def _has(value: Any, path: str) -> bool:
+    """Whether a nested mapping goes as deep as the path, list positions aside."""
+    for key in path.partition("[")[0].split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
