@@ -19,8 +19,8 @@ def _dice() -> DiceLoss:
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """``0.2 CE + 0.8 Dice`` over C+1 softmax channels, background included.
 
-    Dice is computed over the whole batch, with squared denominators: ``1 - 2 sum(p g) / (sum p^2 + sum g^2)`` per class,
-    averaged over classes. Computed in float32 or better whatever the dtype of the logits.
+    Dice is computed over the whole batch, with squared denominators: ``1 - 2 sum(p g) / (sum p^2 + sum g^2)`` per
+    class, averaged over classes. Computed in float32 or better whatever the dtype of the logits.
 
     Args:
         logits: (B, C+1, h, w) mask logits.

@@ -26,10 +26,10 @@ class AdamW:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _require_positive(lr=self.lr, eps=self.eps)
-        _require_not_negative(weight_decay=self.weight_decay)
+        problems = [*_not_positive(lr=self.lr, eps=self.eps), *_negative(weight_decay=self.weight_decay)]
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas!r}")
+            problems.append(f"betas: expected two numbers in [0, 1), got {self.betas!r}")
+        _raise(problems)
 
     def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """A fresh torch optimizer over the parameters; fused on CUDA."""
@@ -55,10 +55,10 @@ class SGD:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive(lr=self.lr)
-        _require_not_negative(weight_decay=self.weight_decay)
+        problems = [*_not_positive(lr=self.lr), *_negative(weight_decay=self.weight_decay)]
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum!r}")
+            problems.append(f"momentum: expected a number in [0, 1), got {self.momentum!r}")
+        _raise(problems)
 
     def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """A fresh torch optimizer over the parameters."""
@@ -88,9 +88,8 @@ class Schedule:
     power: float = 7.0
 
     def __post_init__(self) -> None:
-        _require_not_negative(warmup_steps=self.warmup_steps, power=self.power)
-        if self.horizon_epochs is not None:
-            _require_positive(horizon_epochs=self.horizon_epochs)
+        horizon = {} if self.horizon_epochs is None else {"horizon_epochs": self.horizon_epochs}
+        _raise([*_negative(warmup_steps=self.warmup_steps, power=self.power), *_not_positive(**horizon)])
 
     def lr(self, lr0: float, step: int, steps_per_epoch: int) -> float:
         """The learning rate of the hospital's step number ``step`` (from 0)."""
@@ -102,13 +101,14 @@ class Schedule:
         return float(lr0 * max(0.0, 1.0 - progress) ** self.power)
 
 
-def _require_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+def _not_positive(**values: float) -> list[str]:
+    return [f"{name}: expected a number above 0, got {value!r}" for name, value in values.items() if not value > 0]
 
 
-def _require_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+def _negative(**values: float) -> list[str]:
+    return [f"{name}: expected at least 0, got {value!r}" for name, value in values.items() if not value >= 0]
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("; ".join(problems))

@@ -1,6 +1,6 @@
 """Pre-trains the packaged base ``sam-mini`` on random synthetic images.
 
-    python -m wardround.clients.pretraining --out sam-mini.safetensors --steps 6000 --seed 0
+    python -m wardround.clients.pretraining --out sam-mini.safetensors --steps 1500 --seed 0
 
 **Images.** Voronoi cells, with polygons, pen strokes, level sets of noise and parallel bars painted over them, on a
 smoothly bent grid. Every region has a grey value and a texture of its own; shading, blur and noise follow. There is no
@@ -17,7 +17,22 @@ out of a linear read-out of the embedding (:class:`Pupil`), which has the encode
 read-out, mask tokens, hypernetworks and the IoU head are not shipped.
 
 The file is a stand-alone tool: it makes its one generator from ``--seed`` itself, because ``clients/`` imports nothing
-from ``simulator/``, whose streams belong to runs. The result depends on seed, number of threads and torch version.
+from ``simulator/``, whose streams belong to runs. The result depends on seed, number of threads, kind of CPU and torch version.
+
+**Cost.** 0.2 s of CPU time per step of 16 images: five minutes of one core for the shipped 1500 steps.
+
+**Checked** on the real MR volumes of Task04_Hippocampus, pooled (40 of 199 unseen): FLAP-SAM with rank 8 and AdamW 8e-4,
+batches of 16, reaches the mean Dice of anterior and posterior below (seeds 0, 1, 2 of split and training). Leaving out
+the pre-trained upscaler was worse on the one seed tried (an earlier base: 0.750 instead of 0.768).
+
+======  ===================  ===================
+step    random               sam-mini
+======  ===================  ===================
+100     0.056 0.099 0.152    0.517 0.483 0.528
+170     0.383 0.414 0.312    0.677 0.641 0.692
+300     0.608 0.674 0.639    0.742 0.722 0.764
+500     0.665 0.719 0.734    0.755 0.748 0.782
+======  ===================  ===================
 
 Source: borders to far neighbours as in Lee et al. 2017 (arXiv 1706.00120); the rest is our own.
 
@@ -322,13 +337,14 @@ class Pupil(nn.Module):
         self.net = net.requires_grad_(True)
         self.patch = net.size.patch
         width = MAPS * self.patch**2
-        self.weight = nn.Parameter(0.02 * torch.randn(width, net.size.neck, 1, 1, generator=rng))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.readout = nn.utils.skip_init(nn.Conv2d, net.size.neck, width, kernel_size=1)  # draws no global numbers
+        self.readout.weight.data = 0.02 * torch.randn(self.readout.weight.shape, generator=rng)
+        nn.init.zeros_(self.readout.bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, MAPS, S, S) of the mask decoder and of the read-out."""
         embedding = self.net.encode(images)  # (B, D, g, g)
-        return self.net.decode(embedding), F.pixel_shuffle(F.conv2d(embedding, self.weight, self.bias), self.patch)
+        return self.net.decode(embedding), F.pixel_shuffle(self.readout(embedding), self.patch)
 
 
 def train_step(pupil: Pupil, optimizer: torch.optim.Optimizer, batch: Sample) -> float:

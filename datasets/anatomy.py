@@ -114,19 +114,19 @@ class _Canvas:
 
 
 BRAIN_TISSUES = {
-    "air": 0.0, "scalp": 0.86, "skull": 0.06, "csf": 0.12, "grey": 0.46, "white": 0.38,
-    "edema": 0.80, "core": 0.24, "spot": 0.80, "cyst": 0.24,
+    "air": 0.0, "scalp": 0.88, "skull": 0.06, "csf": 0.12, "grey": 0.44, "white": 0.36,
+    "edema": 0.74, "core": 1.00, "spot": 0.74, "vessel": 1.00,
 }  # fmt: skip
-"""FLAIR-like: lesions bright, fluid dark. Spots look like edema and cysts like core, and are neither."""
+"""Fluid dark, edema bright, its core brighter, the skin in between. Spots look like edema and vessels like core."""
 
 
 def brain(grid: Grid, rng: np.random.Generator) -> Anatomy:
-    """A head with a tumour: edema around a core; white-matter spots and cysts of the same intensity distract."""
+    """A head with a tumour: edema around a core; white-matter spots and vessels of the same intensity distract."""
     canvas = _Canvas(BRAIN_TISSUES, grid.shape)
     points = grid.points((3 * waves(grid, 130, rng), 3 * waves(grid, 130, rng), 3 * waves(grid, 130, rng)))
     inside = _paint_head(canvas, grid, points, rng) < 0.80
     _paint_ventricles(canvas, points, rng)
-    for name, count, low, high in (("spot", rng.integers(1, 5), 4, 10), ("cyst", rng.integers(1, 3), 6, 12)):
+    for name, count, low, high in (("spot", rng.integers(1, 5), 4, 10), ("vessel", rng.integers(1, 4), 4, 8)):
         for _ in range(int(count)):
             blob = ellipsoid(points, _somewhere(rng), rng.uniform(low, high) * rng.uniform(0.7, 1.3, 3))
             canvas.paint(name, (blob < 1) & inside & ~canvas.where("csf"))
@@ -169,7 +169,7 @@ def _paint_tumour(
     """Edema that spares the ventricles, and a core somewhere in its middle; returns the labels."""
     centre, axes = _somewhere(rng), rng.uniform(28, 40, 3)
     edema = ellipsoid(points, centre, axes) + 0.12 * waves(grid, 40, rng)
-    core_axes = axes * rng.uniform(0.55, 0.75)
+    core_axes = axes * rng.uniform(0.45, 0.65)
     core = ellipsoid(points, centre + 0.15 * axes * rng.uniform(-1, 1, 3), core_axes) + 0.10 * waves(grid, 30, rng)
     whole = (edema < 1) & inside & ~canvas.where("csf")
     canvas.paint("edema", whole)

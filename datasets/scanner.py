@@ -145,7 +145,7 @@ def acquire(
 def _intensities(family: Family, scanner: Scanner, rng: np.random.Generator) -> Array:
     """The intensity of each tissue in one subject."""
     base = np.array([value + scanner.brightness[name] for name, value in family.tissues.items()])
-    values = np.clip(base + 0.02 * rng.normal(size=len(base)), 0, 1) ** scanner.gamma
+    values = np.clip(base + 0.02 * rng.normal(size=len(base)), 0, 1.2) ** scanner.gamma
     return np.where(np.array(list(family.tissues)) == "air", 0.0, values)
 
 

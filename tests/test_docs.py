@@ -2,9 +2,9 @@
 
 Fences are read by language. In tutorial, how-to and concepts a page's ``bash`` and ``python`` blocks run in order, in
 an empty folder of the page's own: each bash block is one script, python blocks share their names and run in this
-process. A ``python`` or ``yaml`` block that begins with ``# NAME.py`` or ``# NAME.yaml`` is a file and is written. A ``text``
-block below :data:`PRINTED` is exactly what the block before it printed. Everything else is only shown: ``console``
-(commands with their output), ``text``, ``yaml``.
+process. A ``python`` or ``yaml`` block that begins with ``# NAME.py`` or ``# NAME.yaml`` is a file and is written. A
+``text`` block below :data:`PRINTED` is exactly what the block before it printed. Everything else is only shown:
+``console`` (commands or their output), ``text``, ``yaml``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import json
 import os
 import re
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import preloaded
 import pytest
 
 from wardround.simulator.config import load_experiment
@@ -86,12 +87,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Path]:
+    """A folder with the command ``wardround``; its path is short, as that of a socket must be."""
+    with tempfile.TemporaryDirectory() as folder, preloaded.install(Path(folder)):
+        yield Path(folder)
+
+
 @pytest.fixture
-def folder(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(commands: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with the command ``wardround`` on the path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
     monkeypatch.setenv("WARDROUND_CACHE", str(cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("WARDROUND_DATA", raising=False)
@@ -225,7 +233,7 @@ def test_docstrings_are_read(reference: ModuleType) -> None:
 
 def pattern(name: str) -> str:
     """A name in the reference's tables as a regular expression: capitals and ``<words>`` stand for anything."""
-    return re.sub(r"<\w+>|HOSPITAL|CASE", ".+", name.replace(".", r"\.").replace("NNNN", r"\\d{4}"))
+    return re.sub(r"<\w+>|HOSPITAL|CASE", ".+", name.replace(".", r"\.").replace("NNNN", r"\d{4}"))
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,7 @@ def test_the_built_optimizers_do_what_their_equations_say() -> None:
         (lambda: AdamW(betas=(0.9, 1.0)), "betas: expected two numbers"),
         (lambda: AdamW(weight_decay=float("nan")), "weight_decay: expected"),
         (lambda: SGD(momentum=1.0), "momentum: expected"),
+        (lambda: SGD(lr=-1.0, momentum=1.0), "lr: expected a number above 0, got -1.0; momentum: expected"),
         (lambda: Schedule(horizon_epochs=0), "horizon_epochs: expected"),
     ],
 )
