@@ -38,7 +38,7 @@ from .nifti import nifti_image, read_case, write_nifti
 from .scanner import KINDS, Scanner, acquire, affine, fine_grid, make_scanner, store
 from .split import split_patients
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Part of the folder's name: raise it whenever the same settings give other voxels."""
 
 
