@@ -57,7 +57,7 @@ def locate(experiment: Experiment, data: Path | None) -> Located:
         ValueError: the folder is missing or holds something else.
     """
     root = experiment.data.locate(data)
-    federation = experiment.data.federation(root, streams(experiment.seed, "data"))
+    federation = experiment.data.federation(root, streams(experiment.split_seed, "split"))
     _check_hospitals(federation)
     return Located(
         federation=federation,

@@ -70,7 +70,9 @@ class Experiment:
         weights: How much a hospital counts.
         ranks: LoRA rank per hospital, >= 1; those not named have the method's.
         evaluation: When and how the model is scored.
-        seed: Of every random stream, >= 0.
+        seed: Of every random stream but the split, >= 0.
+        split_seed: Of the split into training, validation and test patients, >= 0: runs of several seeds are scored on
+            the same volumes.
         runtime: Where it runs.
     """
 
@@ -89,6 +91,7 @@ class Experiment:
     ranks: Mapping[str, int] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
+    split_seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
@@ -97,8 +100,9 @@ class Experiment:
             problems.append(f"name: expected letters, digits and '_.+-' (it names a folder), got {self.name!r}")
         if self.rounds < 1:
             problems.append(f"rounds: expected at least 1, got {self.rounds!r}")
-        if self.seed < 0:
-            problems.append(f"seed: expected a number of at least 0, got {self.seed!r}")
+        for name, seed in (("seed", self.seed), ("split_seed", self.split_seed)):
+            if seed < 0:
+                problems.append(f"{name}: expected a number of at least 0, got {seed!r}")
         low = {name: rank for name, rank in self.ranks.items() if rank < 1}
         if low:
             problems.append(f"ranks: expected numbers of at least 1, got {low!r}")

@@ -1,7 +1,7 @@
 """The documentation: its code runs, its links lead somewhere, its reference is what the code says.
 
-Fences are read by language. In tutorial, how-to and concepts a page's ``bash`` and ``python`` blocks run in order, in
-an empty folder of the page's own: each bash block is one script, python blocks share their names and run in this
+Fences are read by language. Outside the reference a page's ``bash`` and ``python`` blocks run in order, in an empty
+folder of the page's own: each bash block is one script, python blocks share their names and run in this
 process. A ``python`` or ``yaml`` block that begins with ``# NAME.py`` or ``# NAME.yaml`` is a file and is written. A
 ``text`` block below :data:`PRINTED` is exactly what the block before it printed. Everything else is only shown:
 ``console`` (commands or their output), ``text``, ``yaml``.
@@ -32,7 +32,7 @@ from wardround.simulator.run import run
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))])
-WITH_CODE = sorted(path for kind in ("tutorial", "how-to", "concepts") for path in (DOCS / kind).glob("*.md"))
+WITH_CODE = sorted(path for kind in ("tutorial", "how-to", "concepts", "data") for path in (DOCS / kind).glob("*.md"))
 LANGUAGES = {"bash", "python", "console", "text", "yaml", "pycon", "bibtex"}
 PRINTED = "<!-- printed by the block above -->"
 README_LINES = 150
