@@ -40,7 +40,7 @@ check: $(DEV)
 	$(call step,lint,$(BIN)/ruff check .)
 	$(call step,types,MYPYPATH=.typing $(BIN)/mypy -p wardround)
 	$(call step,tests,$(BIN)/pytest $(DEFAULT_TESTS))
-	$(call step,demo,$(BIN)/wardround run quickstart)
+	$(call step,demo,rm -rf build/demo && $(BIN)/wardround run quickstart --out build/demo)
 
 slow: $(DEV)
 	$(BIN)/pytest -m slow

@@ -117,7 +117,7 @@ def _probabilities(replica: Replica, prepared: PreparedVolume, windows: Windows,
     data = HospitalWindows([prepared], replace(windows, depth=1) if slicewise else windows)
     total: Tensor | None = None
     count = torch.zeros(len(data), 1, 1, 1, device=replica.device)
-    for index in torch.arange(len(data)).split(batch_size):
+    for index in torch.arange(len(data)).split(max(1, batch_size // data.windows.depth)):
         images, _ = data.gather(index, replica.device)
         probabilities = replica.logits(images).float().softmax(dim=1)  # (b * D, C+1, h, w)
         slices, first = _first_seen(data.table[index])

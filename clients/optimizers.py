@@ -73,11 +73,12 @@ class Schedule:
     """Linear warm-up, then polynomial decay, over the hospital's own steps of all rounds.
 
     ``lr(t) = lr0 (t + 1) / warmup`` for t < warmup, then ``lr0 (1 - (t - warmup) / T)^power`` with
-    ``T = horizon_epochs * steps per epoch`` (0 beyond the horizon).
+    ``T = horizon_epochs * steps per epoch``, or ``T = horizon_steps`` (0 beyond the horizon).
 
     Args:
         warmup_steps: Steps of linear warm-up, >= 0.
         horizon_epochs: Epochs after which the learning rate reaches zero; None: constant after the warm-up.
+        horizon_steps: The same in steps of the hospital, where it trains a number of steps per round; not both.
         power: Exponent of the decay.
 
     Source: FLAP-SAM's released code (warm-up 250, power 7, horizon 200 epochs).
@@ -85,20 +86,32 @@ class Schedule:
 
     warmup_steps: int = 250
     horizon_epochs: float | None = 200.0
+    horizon_steps: int | None = None
     power: float = 7.0
 
     def __post_init__(self) -> None:
-        horizon = {} if self.horizon_epochs is None else {"horizon_epochs": self.horizon_epochs}
-        _raise([*_negative(warmup_steps=self.warmup_steps, power=self.power), *_not_positive(**horizon)])
+        both = {"horizon_epochs": self.horizon_epochs, "horizon_steps": self.horizon_steps}
+        given = {name: value for name, value in both.items() if value is not None}
+        problems = [*_negative(warmup_steps=self.warmup_steps, power=self.power), *_not_positive(**given)]
+        if len(given) > 1:
+            problems.append(f"horizon_steps: expected null or horizon_epochs: null, got both {given!r}")
+        _raise(problems)
 
     def lr(self, lr0: float, step: int, steps_per_epoch: int) -> float:
         """The learning rate of the hospital's step number ``step`` (from 0)."""
         if step < self.warmup_steps:
             return lr0 * (step + 1) / self.warmup_steps
-        if self.horizon_epochs is None:
+        horizon = self._horizon(steps_per_epoch)
+        if horizon is None:
             return lr0
-        progress = (step - self.warmup_steps) / (self.horizon_epochs * steps_per_epoch)
+        progress = (step - self.warmup_steps) / horizon
         return float(lr0 * max(0.0, 1.0 - progress) ** self.power)
+
+    def _horizon(self, steps_per_epoch: int) -> float | None:
+        """T in steps, None for a constant learning rate."""
+        if self.horizon_epochs is not None:
+            return self.horizon_epochs * steps_per_epoch
+        return self.horizon_steps
 
 
 def _not_positive(**values: float) -> list[str]:

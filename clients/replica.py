@@ -22,6 +22,8 @@ from .sam import SamNet
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
+_RANK_DIM = {"lora_A": 0, "lora_B": 1}
+
 
 class Replica:
     """A model with adapters, whose trainable tensors can be loaded and read by name.
@@ -86,7 +88,7 @@ class Replica:
         """
         self._check_names(tensors)
         rank = self._rank_of(tensors)
-        padded = [self._padded(name, tensors[name]).to(self.dtype).flatten() for name in self.values]
+        padded = [self.widened(name, tensors[name]).to(self.dtype).flatten() for name in self.values]
         self._flat.copy_(torch.cat(padded))
         if rank is not None and rank != self.rank:
             set_rank(self.model, rank)
@@ -101,19 +103,11 @@ class Replica:
 
     def cropped(self, tensors: Tensors) -> dict[str, Tensor]:
         """Host copies of tensors at full rank, cut to the present rank."""
-        result = {name: value.detach().cpu() for name, value in tensors.items()}
-        if self.rank == self.max_rank:
-            return result
-        for pair in self.layout.pairs:
-            if pair.A in result:
-                result[pair.A] = result[pair.A][: self.rank].contiguous()
-            if pair.B in result:
-                result[pair.B] = result[pair.B][:, : self.rank].contiguous()
-        return result
+        return {name: self.narrowed(name, value.detach().cpu()).contiguous() for name, value in tensors.items()}
 
     def padded(self, tensors: Tensors) -> dict[str, Tensor]:
         """Tensors by name, padded to full rank and placed on the device (for :meth:`features_at`)."""
-        return {name: self.place(self._padded(name, value)) for name, value in tensors.items()}
+        return {name: self.place(self.widened(name, value)) for name, value in tensors.items()}
 
     def place(self, value: Tensor) -> Tensor:
         """A tensor on the device, in the dtype of the trained tensors."""
@@ -129,8 +123,9 @@ class Replica:
             value.grad = None
 
     def frozen_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight that a pair is added to."""
-        return {pair.base: tuple(self._named[pair.base].shape) for pair in self.layout.pairs}
+        """Shape of every frozen weight that a pair is added to (a method may train the base of a pair as well)."""
+        bases = (pair.base for pair in self.layout.pairs if pair.base not in self.values)
+        return {name: tuple(self._named[name].shape) for name in bases}
 
     def set_base(self, base: Tensors) -> None:
         """Makes every frozen weight ``pristine + base[name]``; weights not in ``base`` become pristine again.
@@ -153,12 +148,17 @@ class Replica:
             raise ValueError(f"base change {name!r}: expected shape {tuple(weight.shape)}, got {tuple(change.shape)}")
         return weight
 
-    def _padded(self, name: str, value: Tensor) -> Tensor:
-        """Zero-padding of a factor up to full rank; any other difference in shape is an error."""
+    def narrowed(self, name: str, value: Tensor) -> Tensor:
+        """A view of a tensor at full rank, cut to the present rank."""
+        dim = _RANK_DIM.get(self.layout.kind[name])
+        return value if dim is None or self.rank is None else value.narrow(dim, 0, self.rank)
+
+    def widened(self, name: str, value: Tensor) -> Tensor:
+        """Zero-padding of a factor up to full rank. Raises ValueError for any other difference in shape."""
         shape = self.values[name].shape
         if value.shape == shape:
             return value
-        dim = {"lora_A": 0, "lora_B": 1}.get(self.layout.kind[name])
+        dim = _RANK_DIM.get(self.layout.kind[name])
         fits = dim is not None and value.ndim == 2 and value.shape[1 - dim] == shape[1 - dim]
         if dim is None or not fits or value.shape[dim] > shape[dim]:
             raise ValueError(f"tensor {name!r}: expected shape {tuple(shape)}, got {tuple(value.shape)}")

@@ -63,8 +63,8 @@ class Training:
         """Optimizer steps of a phase: as configured, or the phase's own number of epochs."""
         per_epoch = self.steps_per_epoch(num_windows)
         if phase.epochs is not None:
-            return math.ceil(phase.epochs * per_epoch)
-        return self.steps if self.steps is not None else math.ceil(self.epochs * per_epoch)
+            return _steps(phase.epochs, per_epoch)
+        return self.steps if self.steps is not None else _steps(self.epochs, per_epoch)
 
     def lr(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of the hospital's step number ``step`` (from 0)."""
@@ -172,8 +172,9 @@ class _Step:
         self.trained = replica.parameters(phase.train)
         self.context = {name: replica.place(value) for name, value in phase.context.items()}
         self.references = {name: replica.padded(tensors) for name, tensors in phase.references.items()}
-        self.optimizer = training.optimizer.build(self.trained.values())
+        self.optimizer = training.optimizer.build(self.trained.values()) if self.trained else None
         self.gradients: dict[str, Tensor] = {}
+        self.earlier = moments
         self._restore(moments)
 
     def __call__(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
@@ -184,9 +185,10 @@ class _Step:
         self._shape_gradients(lr)
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.training.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
         return loss.detach()
 
     def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -194,7 +196,8 @@ class _Step:
         embedding = self.replica.encode(images)
         loss = segmentation_loss(self.replica.decode(embedding), _slices(labels))
         if self.phase.penalty is not None:
-            loss = loss + self.phase.penalty(self.trained, self.context)
+            own = {name: self.replica.narrowed(name, value) for name, value in self.trained.items()}
+            loss = loss + self.phase.penalty(own, self.context)
         if self.phase.contrast is not None:
             features = self.replica.model.pool(embedding)
             others = {name: self.replica.features_at(values, images) for name, values in self.references.items()}
@@ -208,8 +211,9 @@ class _Step:
             for name, gradient in raw.items():
                 self.gradients[name] = self.gradients.get(name, 0.0) + lr * gradient
         if self.phase.correct is not None:
-            for name, gradient in self.phase.correct(raw, self.context).items():
-                self.trained[name].grad = gradient
+            own = {name: self.replica.narrowed(name, gradient) for name, gradient in raw.items()}
+            for name, gradient in self.phase.correct(own, self.context).items():
+                self.trained[name].grad = self.replica.widened(name, gradient)
 
     def mean_gradient(self, sum_lr: float) -> Tensors | None:
         """``sum(lr g) / sum(lr)`` per trained name, zero where no gradient ever came, at the hospital's rank."""
@@ -220,23 +224,31 @@ class _Step:
         return self.replica.cropped({name: value / max(sum_lr, 1e-30) for name, value in sums.items()})
 
     def moments(self) -> Tensors:
-        """The optimizer's tensors by ``name/key``, on the host, when they are kept."""
-        if self.training.moments == "reset":
-            return {}
-        return {
+        """The optimizer's tensors by ``name/key``, on the host, when they are kept; those of names not trained stay."""
+        if self.training.moments == "reset" or self.optimizer is None:
+            return self.earlier
+        now = {
             f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True)
             for name, parameter in self.trained.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
             if value is not None
         }
+        return {**self.earlier, **now}
 
     def _restore(self, moments: Tensors) -> None:
         """Puts kept moments back: ``step`` as it is, the rest onto the device."""
         for path, value in moments.items():
             name, key = path.rsplit("/", 1)
+            if name not in self.trained or self.optimizer is None:
+                continue
             parameter = self.trained[name]
             placed = value.clone() if value.ndim == 0 and not parameter.is_cuda else value.to(parameter.device)
             self.optimizer.state[parameter][key] = placed
+
+
+def _steps(epochs: float, per_epoch: int) -> int:
+    """Steps of so many epochs, rounded up; 1.1 epochs of 10 steps are 11, whatever 1.1 * 10 is in binary."""
+    return math.ceil(round(epochs * per_epoch, 6))
 
 
 def _slices(labels: Tensor) -> Tensor:

@@ -6,8 +6,11 @@ Layout::
     TaskNN_Name/imagesTr/*.nii.gz
     TaskNN_Name/labelsTr/*.nii.gz
     TaskNN_Name/sites.csv         case,site: which hospital has which case (not part of the Decathlon; optional)
+    TaskNN_Name/patients.csv      case,patient: which cases are of one person (not part of the Decathlon; optional)
 
-The Decathlon (http://medicaldecathlon.com, CC-BY-SA 4.0) has one case per patient, so that a case is a patient here.
+The Decathlon (http://medicaldecathlon.com, CC-BY-SA 4.0) carries no patient identifiers. In most tasks a case is a
+patient; in Task04_Hippocampus the cases 2k - 1 and 2k look like the two sides of one head (``patients: pairs``; see
+docs/data/msd.md for the evidence).
 
 Source: Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13:4128, 2022.
 """
@@ -17,11 +20,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -36,7 +40,9 @@ class Msd:
 
     Args:
         task: Name of the task folder, needed where the data folder holds several.
-        hospitals: Deal the cases at random to this many equal hospitals instead of reading ``sites.csv``.
+        hospitals: Deal the patients at random to this many equal hospitals instead of reading ``sites.csv``.
+        patients: Who is one patient where there is no ``patients.csv``: ``cases``: every case; ``pairs``: the cases
+            whose numbers are 2k - 1 and 2k (``hippocampus_033`` and ``hippocampus_034``).
         test_fraction: Fraction of a hospital's patients that only test.
         validation_fraction: Fraction of its other patients that only validate.
         max_cases_per_hospital: Keep this many cases of each hospital, drawn before the split; None keeps all.
@@ -46,6 +52,7 @@ class Msd:
 
     task: str | None = None
     hospitals: int | None = None
+    patients: Literal["cases", "pairs"] = "cases"
     test_fraction: float = 0.2
     validation_fraction: float = 0.0
     max_cases_per_hospital: int | None = None
@@ -85,7 +92,7 @@ class Msd:
         return self._task_folder(given)
 
     def _task_folder(self, root: Path) -> Path:
-        if (root / "dataset.json").is_file() and self.task in (None, root.name):
+        if (root / "dataset.json").is_file() and self.task in (None, root.resolve().name):
             return root
         if self.task is not None:
             if (root / self.task / "dataset.json").is_file():
@@ -108,21 +115,39 @@ class Msd:
             ValueError: every problem of the folder at once.
         """
         description = read_description(root)
-        cases = find_cases(root, description)
+        cases = self._with_patients(root, find_cases(root, description))
         sites = self._deal(cases, rng) if self.hospitals is not None else read_sites(root, cases)
-        hospitals = {name: self._split(name, members, rng) for name, members in sorted(sites.items())}
+        hospitals, problems = {}, _shared_patients(sites)
+        for name, members in sorted(sites.items()):
+            try:
+                hospitals[name] = self._split(name, members, rng)
+            except ValueError as error:
+                problems.append(str(error))
+        raise_problems(root, problems)
         return Federation(hospitals=hospitals, classes=class_names(root, description))
 
+    def _with_patients(self, root: Path, cases: Sequence[Case]) -> list[Case]:
+        """The cases with their patients: by ``patients.csv``, by pairs of numbers, or each its own."""
+        if (root / "patients.csv").is_file():
+            patient = read_column(root / "patients.csv", ("case", "patient"), cases)
+            return [replace(case, patient=patient[case.name]) for case in cases]
+        if self.patients == "pairs":
+            return [replace(case, patient=_pair(case.name)) for case in cases]
+        return list(cases)
+
     def _deal(self, cases: Sequence[Case], rng: Streams) -> dict[str, list[Case]]:
-        """The cases in random order, dealt like cards: sizes differ by one at most."""
+        """The patients in random order, dealt like cards: their numbers differ by one at most."""
         assert self.hospitals is not None
-        if len(cases) < self.hospitals:
+        patients = sorted({case.patient for case in cases})
+        if len(patients) < self.hospitals:
             raise ValueError(
-                f"hospitals: expected at most {len(cases)} hospitals for {len(cases)} cases, got {self.hospitals}"
+                f"hospitals: expected at most {len(patients)} hospitals for {len(patients)} patients, "
+                f"got {self.hospitals}"
             )
-        order = torch.randperm(len(cases), generator=rng("hospitals")).tolist()
+        order = torch.randperm(len(patients), generator=rng("hospitals")).tolist()
         names = hospital_names(self.hospitals)
-        return {name: [cases[i] for i in order[number :: self.hospitals]] for number, name in enumerate(names)}
+        owner = {patients[number]: names[place % self.hospitals] for place, number in enumerate(order)}
+        return {name: [case for case in cases if owner[case.patient] == name] for name in names}
 
     def _split(self, hospital: str, cases: Sequence[Case], rng: Streams) -> Cases:
         kept = sorted(cases, key=lambda case: case.name)
@@ -138,7 +163,7 @@ class Msd:
 
     def volume(self, case: Case) -> Volume:
         """Reads one case, checks it and brings slices to the front."""
-        root = case.image.parents[1]
+        root = next(folder for folder in case.image.parents if (folder / "dataset.json").is_file())
         return read_case(
             case,
             slice_axis=self.slice_axis,
@@ -190,7 +215,10 @@ def class_names(root: Path, description: Mapping[str, Any]) -> tuple[str, ...]:
             f"{root / 'dataset.json'}: labels: expected the keys '0' (background), '1', '2', ... without a gap, "
             f"got {sorted(labels)}"
         )
-    return tuple(str(labels[str(number)]) for number in range(1, len(labels)))
+    names = tuple(str(labels[str(number)]) for number in range(1, len(labels)))
+    if len(set(names)) < len(names):
+        raise ValueError(f"{root / 'dataset.json'}: labels: expected a name of its own for every class, got {names}")
+    return names
 
 
 def find_cases(root: Path, description: Mapping[str, Any]) -> tuple[Case, ...]:
@@ -235,23 +263,52 @@ def read_sites(root: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
             f"{path}: expected a table case,site that says which hospital has which case, found none there; "
             f"without one, deal the cases at random with data.hospitals (for example 3)"
         )
-    site, problems = read_table(path, ("case", "site"))
-    known = {case.name for case in cases}
-    problems += [f"case {name} has no row in {path.name}" for name in sorted(known - set(site))]
-    problems += [
-        f"{path.name} names case {name}, which dataset.json does not list" for name in sorted(set(site) - known)
-    ]
-    raise_problems(root, problems)
+    site = read_column(path, ("case", "site"), cases)
     return {name: [case for case in cases if site[case.name] == name] for name in sorted(set(site.values()))}
+
+
+def read_column(path: Path, columns: tuple[str, str], cases: Sequence[Case]) -> dict[str, str]:
+    """The second column of a table that has one row for every case. Raises ValueError with every problem of it."""
+    value, problems = read_table(path, columns)
+    known = {case.name for case in cases}
+    problems += [f"case {name} has no row in {path.name}" for name in sorted(known - set(value))]
+    problems += [
+        f"{path.name} names case {name}, which dataset.json does not list" for name in sorted(set(value) - known)
+    ]
+    raise_problems(path.parent, problems)
+    return value
+
+
+def _pair(name: str) -> str:
+    """``hippocampus_033`` and ``hippocampus_034`` are patient 17."""
+    digits = re.search(r"\d+$", name)
+    if digits is None:
+        raise ValueError(f"patients: expected case names that end in a number with 'pairs', got {name!r}")
+    return f"patient-{(int(digits.group()) + 1) // 2:04d}"
+
+
+def _shared_patients(sites: Mapping[str, Sequence[Case]]) -> list[str]:
+    """One sentence per patient who has cases in several hospitals."""
+    where: dict[str, set[str]] = {}
+    for name, cases in sites.items():
+        for case in cases:
+            where.setdefault(case.patient, set()).add(name)
+    return [
+        f"patient {patient}: expected all cases in one hospital, got {', '.join(sorted(names))}"
+        for patient, names in sorted(where.items())
+        if len(names) > 1
+    ]
 
 
 def read_table(path: Path, columns: tuple[str, str]) -> tuple[dict[str, str], list[str]]:
     """A two-column CSV file as a mapping, and what is wrong with its rows."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not set(columns) <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: expected the columns {','.join(columns)}, got {reader.fieldnames}")
-        rows = [((row[columns[0]] or "").strip(), (row[columns[1]] or "").strip()) for row in reader]
+    try:
+        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a table in UTF-8: {error}") from error
+    if not set(columns) <= set(reader.fieldnames or ()):
+        raise ValueError(f"{path}: expected the columns {','.join(columns)}, got {reader.fieldnames}")
+    rows = [((row[columns[0]] or "").strip(), (row[columns[1]] or "").strip()) for row in reader]
     counts = Counter(key for key, _ in rows)
     problems = [f"{path.name} names case {key} {count} times" for key, count in counts.items() if count > 1]
     problems += [f"{path.name}: case {key!r} has no {columns[1]}" for key, value in rows if not value]

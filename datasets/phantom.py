@@ -82,7 +82,7 @@ class Phantom:
         problems += [problem for name in ("train_cases", "test_cases") for problem in self._count_problems(name)]
         if not 0 <= self.validation_fraction < 1:
             problems.append(f"validation_fraction: expected 0 or more and below 1, got {self.validation_fraction!r}")
-        elif self.validation_fraction > 0 and min(np.atleast_1d(self.train_cases)) < 2:
+        elif self.validation_fraction > 0 and min(np.atleast_1d(self.train_cases), default=0) < 2:
             problems.append("validation_fraction: expected 0 where a hospital has one training case only")
         if problems:
             raise ValueError("; ".join(problems))
@@ -92,6 +92,11 @@ class Phantom:
         if isinstance(counts, tuple) and len(counts) != self.hospitals:
             return [f"{name}: expected one number or {self.hospitals}, one per hospital, got {counts!r}"]
         return [f"{name}: expected 1 or more, got {counts!r}"] if min(np.atleast_1d(counts), default=0) < 1 else []
+
+    @property
+    def num_classes(self) -> int:
+        """Foreground classes of the family."""
+        return len(FAMILIES[self.family].classes)
 
     @property
     def slice_axis(self) -> int:
@@ -158,7 +163,7 @@ def build(phantom: Phantom, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except PermissionError as error:
+    except OSError as error:
         raise ValueError(
             f"{folder.parent}: expected a folder to write phantoms to: {error.strerror}; set WARDROUND_CACHE"
         ) from error

@@ -20,7 +20,7 @@ from ..datasets.contract import Case, Cases, Federation
 from ..datasets.windows import HospitalWindows, PreparedVolume, prepare
 from .assessment import Assessor
 from .checkpoint import Checkpoint
-from .cohort import Site
+from .cohort import Hospital
 from .federation import Federated, initial_memories
 from .randomness import streams
 
@@ -54,11 +54,12 @@ def locate(experiment: Experiment, data: Path | None) -> Located:
         data: Folder of the data, None for the data set's own default.
 
     Raises:
-        ValueError: the folder is missing or holds something else.
+        ValueError: the folder is missing or holds something else, or the cohort is larger than the federation.
     """
     root = experiment.data.locate(data)
     federation = experiment.data.federation(root, streams(experiment.split_seed, "split"))
     _check_hospitals(federation)
+    experiment.cohort.check(len(federation.hospitals))
     return Located(
         federation=federation,
         data_hash=_data_hash(federation),
@@ -73,16 +74,15 @@ def assemble(experiment: Experiment, located: Located, device: torch.device) -> 
         ValueError: a volume is bad, the weights do not fit, or the algorithm cannot work in this setting.
     """
     replica = build_replica(experiment, len(located.federation.classes), device, tuple(located.federation.hospitals))
-    sites = _sites(experiment, located.federation)
+    hospitals = _hospitals(experiment, located.federation)
     federated = Federated(
         aggregator=experiment.aggregator,
         workplace=Workplace(replica=replica, training=experiment.training, augment=experiment.augment),
-        sites=sites,
-        weights=experiment.weights.weights([site.info for site in sites.values()]),
+        hospitals=hospitals,
+        weights=experiment.weights.weights([hospital.info for hospital in hospitals.values()]),
         cohort=experiment.cohort,
         seed=experiment.seed,
     )
-    experiment.cohort.check(len(sites))
     assessor = Assessor(
         evaluation=experiment.evaluation,
         windows=experiment.windows,
@@ -94,7 +94,7 @@ def assemble(experiment: Experiment, located: Located, device: torch.device) -> 
     return Assembled(
         federated=federated,
         assessor=assessor,
-        initial=Checkpoint(server=server, memories=initial_memories(sites)),
+        initial=Checkpoint(server=server, memories=initial_memories(hospitals)),
     )
 
 
@@ -127,15 +127,15 @@ def _at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequen
     return replace(method, lora=replace(method.lora, rank=largest))
 
 
-def _sites(experiment: Experiment, federation: Federation) -> dict[str, Site]:
-    return {name: _site(experiment, name, cases) for name, cases in sorted(federation.hospitals.items())}
+def _hospitals(experiment: Experiment, federation: Federation) -> dict[str, Hospital]:
+    return {name: _hospital(experiment, name, cases) for name, cases in sorted(federation.hospitals.items())}
 
 
-def _site(experiment: Experiment, name: str, cases: Cases) -> Site:
+def _hospital(experiment: Experiment, name: str, cases: Cases) -> Hospital:
     train = HospitalWindows(_prepared(experiment, cases.train), experiment.windows)
     method = experiment.method
     rank = experiment.ranks.get(name, method.lora.rank) if isinstance(method, LowRank) else None
-    return Site(
+    return Hospital(
         info=HospitalInfo(name=name, num_examples=len(train), rank=rank),
         train=train,
         validation=tuple(_prepared(experiment, cases.validation)),
@@ -148,13 +148,13 @@ def _prepared(experiment: Experiment, cases: Sequence[Case]) -> list[PreparedVol
     return [prepare(experiment.data.volume(case), size, experiment.windows) for case in cases]
 
 
-def make_setting(replica: Replica, sites: Mapping[str, Site], training: Training) -> Setting:
+def make_setting(replica: Replica, hospitals: Mapping[str, Hospital], training: Training) -> Setting:
     """What an algorithm may know before round 1."""
     optimizer = training.optimizer
     return Setting(
         trainable=replica.read(),
         layout=replica.layout,
-        hospitals=tuple(site.info for _, site in sorted(sites.items())),
+        hospitals=tuple(hospital.info for _, hospital in sorted(hospitals.items())),
         frozen=replica.frozen_shapes(),
         optimizer="sgd" if isinstance(optimizer, SGD) else "adamw",
         momentum=optimizer.momentum if isinstance(optimizer, SGD) else 0.0,
@@ -162,7 +162,7 @@ def make_setting(replica: Replica, sites: Mapping[str, Site], training: Training
 
 
 def _initial_server(federated: Federated) -> ServerState:
-    setting = make_setting(federated.workplace.replica, federated.sites, federated.workplace.training)
+    setting = make_setting(federated.workplace.replica, federated.hospitals, federated.workplace.training)
     try:
         return federated.aggregator.init(setting, federated.rng("server"))
     except ValueError as error:

@@ -16,7 +16,7 @@ from ..datasets.contract import Case, Volume
 from ..datasets.nifti import write_label_map
 from ..datasets.windows import PreparedVolume, Windows
 from .checkpoint import Checkpoint
-from .cohort import Site
+from .cohort import Hospital
 from .federation import Federated, Rows, metric_row
 from .files import file_stem, write_bytes
 from .progress import Progress
@@ -67,7 +67,7 @@ class Keepsakes:
         """Writes the best, the median and the worst volume of a hospital."""
         if self.overlays:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **_stack(_best_median_worst(overlays)))
+            np.savez_compressed(buffer, **_stack(_best_median_worst(overlays)))
             write_bytes(self.folder / "overlays" / f"{file_stem(hospital)}.npz", buffer.getvalue())
 
 
@@ -106,28 +106,28 @@ def assess(
     rows: Rows = {"metrics": [], "cases": []}
     federated.workplace.replica.set_base(checkpoint.server.base)
     test_dice = []
-    for site in federated.sites.values():
-        _deploy(federated, checkpoint, site)
-        for split, volumes in (("validation", site.validation), ("test", site.test)):
+    for hospital in federated.hospitals.values():
+        _deploy(federated, checkpoint, hospital)
+        for split, volumes in (("validation", hospital.validation), ("test", hospital.test)):
             if volumes:
                 scores = _assess_split(
-                    federated, assessor, checkpoint.round, site, split, volumes, final, keepsakes, rows
+                    federated, assessor, checkpoint.round, hospital, split, volumes, final, keepsakes, rows
                 )
                 test_dice += [scores["dice"]] if split == "test" else []
     progress.dice(float(np.mean([value for value in test_dice if value is not None])))
     return rows
 
 
-def _deploy(federated: Federated, checkpoint: Checkpoint, site: Site) -> None:
-    memory = checkpoint.memories[site.info.name].tensors
-    federated.workplace.replica.load(federated.aggregator.deploy(checkpoint.server, site.info, memory))
+def _deploy(federated: Federated, checkpoint: Checkpoint, hospital: Hospital) -> None:
+    memory = checkpoint.memories[hospital.info.name].tensors
+    federated.workplace.replica.load(federated.aggregator.deploy(checkpoint.server, hospital.info, memory))
 
 
 def _assess_split(
     federated: Federated,
     assessor: Assessor,
     number: int,
-    site: Site,
+    hospital: Hospital,
     split: str,
     volumes: Sequence[PreparedVolume],
     final: bool,
@@ -135,7 +135,7 @@ def _assess_split(
     rows: Rows,
 ) -> dict[str, float | None]:
     """Scores one split of one hospital and adds its rows."""
-    name, scores, overlays = site.info.name, [], []
+    name, scores, overlays = hospital.info.name, [], []
     for scored in evaluate(
         federated.workplace.replica,
         volumes,
@@ -187,7 +187,7 @@ def _best_median_worst(overlays: Sequence[Overlay]) -> list[Overlay]:
     return [ranked[position] for position in chosen]
 
 
-def _stack(overlays: Sequence[Overlay]) -> dict[str, NDArray[Any]]:
+def _stack(overlays: Sequence[Overlay]) -> dict[str, Any]:
     """Arrays by name; slices of different size are padded with zeros to the largest."""
     height = max(overlay.image.shape[0] for overlay in overlays)
     width = max(overlay.image.shape[1] for overlay in overlays)

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..aggregators.contract import ServerState, Setting, Tensors
 from ..clients.hospital import Memory
 from ..clients.training import OptimizerState
-from .files import file_stem, write_bytes, write_json
+from .files import file_stem, read_json, write_bytes, write_json
 
 Memories = Mapping[str, Memory]
 
@@ -57,7 +57,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The last round that was saved whole, None when there is none."""
         pointer = self.folder / "latest.json"
-        return int(json.loads(pointer.read_text())["round"]) if pointer.exists() else None
+        return int(read_json(pointer, ("round",))["round"]) if pointer.exists() else None
 
     def save(self, checkpoint: Checkpoint, changed: Collection[str]) -> None:
         """Saves the state after a round.
@@ -89,10 +89,10 @@ class Checkpoints:
         """
         folder = self._round(number)
         try:
-            state = json.loads((folder / "state.json").read_text())
+            state = read_json(folder / "state.json", ("steps", "memory"))
             server = _server_state(number, setting, load_file(folder / "server.safetensors"))
             memories = {name: self._memory(name, state) for name in state["steps"]}
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{folder}: expected a whole checkpoint of round {number}: {error}") from error
         return Checkpoint(server=server, memories=memories)
 
@@ -116,7 +116,7 @@ class Checkpoints:
         return Memory(tensors=_below("tensors/", tensors), optimizer=optimizer)
 
     def _state(self, number: int | None) -> Any:
-        return json.loads((self._round(number or 0) / "state.json").read_text())
+        return read_json(self._round(number or 0) / "state.json", ("steps", "memory"))
 
     def _round(self, number: int) -> Path:
         return self.folder / f"round-{number:04d}"

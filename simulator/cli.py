@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
         experiments_file=_called(file),
     )
     if outcome.already_finished:
-        print("this run was finished before; nothing to do")
+        print(outcome.note)
     print(results_table(RunRecords.load(outcome.path)))
     print(f"\nrun:    {outcome.path}\nreport: {outcome.path / 'report.html'}")
     return OK
@@ -111,13 +111,13 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from .table import Setting, rows, text
+    from .table import TableSetting, rows, text
 
-    setting = Setting()
+    setting = TableSetting()
     if args.experiment is not None:
         from .config import load_experiment
 
-        setting = Setting.of(load_experiment(args.experiment, _experiments(args), args.set))
+        setting = TableSetting.of(load_experiment(args.experiment, _experiments(args), args.set))
     elif args.set:
         raise ValueError("--set: expected an experiment to change, as in `wardround table hippocampus --set rounds=10`")
     given = {name: getattr(args, name) for name in ("model", "image_size", "classes", "rank", "rounds")}

@@ -15,7 +15,7 @@ from ..datasets.windows import HospitalWindows, PreparedVolume
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class Hospital:
     """A hospital of the run: what the server knows of it, and its data in memory."""
 
     info: HospitalInfo
@@ -27,7 +27,7 @@ class Site:
 def train_sequentially(
     workplace: Workplace,
     rule: LocalRule,
-    sites: Mapping[str, Site],
+    hospitals: Mapping[str, Hospital],
     downloads: Mapping[str, Download],
     memories: Mapping[str, Memory],
     rng: Callable[[str], Streams],
@@ -38,7 +38,7 @@ def train_sequentially(
     Args:
         workplace: The replica and the training settings.
         rule: The hospital's half of the algorithm.
-        sites: All hospitals.
+        hospitals: All hospitals.
         downloads: Download per hospital that trains.
         memories: Memory per hospital.
         rng: Gives the streams of a hospital in this round.
@@ -50,9 +50,9 @@ def train_sequentially(
     turns = []
     for name in sorted(downloads):
         announce(name, None)
-        site = sites[name]
+        hospital = hospitals[name]
         try:
-            turn = take_turn(workplace, rule, site.info, downloads[name], memories[name], site.train, rng(name))
+            turn = take_turn(workplace, rule, hospital.info, downloads[name], memories[name], hospital.train, rng(name))
         except NonFiniteLossError as error:
             raise ValueError(
                 f"hospital {name!r}: {error}. Lower training.optimizer.lr, set training.clip_norm, "

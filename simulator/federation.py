@@ -20,7 +20,7 @@ from ..aggregators.checks import AggregationError, check_download, check_server_
 from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
 from ..clients.hospital import Memory, Turn, Workplace
 from .checkpoint import Checkpoint
-from .cohort import Site, train_sequentially
+from .cohort import Hospital, train_sequentially
 from .progress import Progress
 from .randomness import Key, streams
 from .sampling import Cohort, draw, drop
@@ -35,7 +35,7 @@ class Federated:
     Args:
         aggregator: The algorithm.
         workplace: The replica and how hospitals train on it.
-        sites: Hospitals by name, sorted.
+        hospitals: Hospitals by name, sorted.
         weights: Weight per hospital.
         cohort: Who takes part in a round.
         seed: The experiment's seed.
@@ -43,7 +43,7 @@ class Federated:
 
     aggregator: Aggregator
     workplace: Workplace
-    sites: Mapping[str, Site]
+    hospitals: Mapping[str, Hospital]
     weights: Mapping[str, float]
     cohort: Cohort
     seed: int
@@ -90,7 +90,7 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
     """
     number = before.round + 1
     try:
-        cohort = draw(federated.cohort, list(federated.sites), federated.rng("cohort", number))
+        cohort = draw(federated.cohort, list(federated.hospitals), federated.rng("cohort", number))
         dropped = drop(federated.cohort, cohort, federated.rng("drop", number))
         progress.round(number, hospitals=len(cohort) - len(dropped))
         with watch.stage("broadcast_s"):
@@ -116,7 +116,7 @@ def _broadcast(federated: Federated, server: ServerState, cohort: tuple[str, ...
     layout = federated.workplace.replica.layout
     downloads = {}
     for name in cohort:
-        downloads[name] = federated.aggregator.broadcast(server, federated.sites[name].info)
+        downloads[name] = federated.aggregator.broadcast(server, federated.hospitals[name].info)
         check_download(downloads[name], layout, hospital=name, round_number=number)
     return downloads
 
@@ -138,7 +138,7 @@ def _train(
     return train_sequentially(
         federated.workplace,
         federated.aggregator.rule,
-        federated.sites,
+        federated.hospitals,
         {name: download for name, download in downloads.items() if name not in dropped},
         before.memories,
         lambda name: federated.rng("local", number, name),
@@ -219,7 +219,7 @@ def _ledger_row(
         "status": "dropped" if update is None else "ok",
         "bytes_down": num_bytes(download.traffic) + aggregated.extra_bytes_down,
         "bytes_up": 0 if update is None else update.bytes + aggregated.extra_bytes_up,
-        "examples": federated.sites[name].info.num_examples,
+        "examples": federated.hospitals[name].info.num_examples,
         "steps": 0 if update is None else update.num_steps,
     }
 
@@ -231,6 +231,6 @@ def metric_row(
     return {"round": number, "hospital": hospital, "split": split, "metric": metric, "value": value}
 
 
-def initial_memories(sites: Mapping[str, Site]) -> dict[str, Memory]:
+def initial_memories(hospitals: Mapping[str, Hospital]) -> dict[str, Memory]:
     """Nobody remembers anything yet."""
-    return {name: Memory() for name in sites}
+    return {name: Memory() for name in hospitals}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,35 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path, keys: Sequence[str] = ()) -> Any:
+    """Reads a JSON mapping.
+
+    Raises:
+        ValueError: it is no JSON, or lacks one of ``keys``; names the file.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from error
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise ValueError(f"{path}: expected the entries {', '.join(keys)}; missing: {', '.join(missing)}")
+    return value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines, none where there is no file. Raises ValueError that names file and line."""
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: expected JSON: {error}") from error
+    return rows
+
+
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Adds JSON lines and syncs them."""
     if not rows:
@@ -52,14 +81,17 @@ def cut_lines(path: Path, last_round: int) -> None:
     """Drops JSON lines of later rounds and a last line that a crash left unfinished."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines(keepends=True) if _belongs(line, last_round)]
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    kept = [line for number, line in enumerate(whole, start=1) if _round(path, number, line) <= last_round]
     write_text(path, "".join(kept))
 
 
-def _belongs(line: str, last_round: int) -> bool:
-    if not line.endswith("\n"):
-        return False
-    return int(json.loads(line)["round"]) <= last_round
+def _round(path: Path, number: int, line: str) -> int:
+    try:
+        return int(json.loads(line)["round"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}, line {number}: expected a JSON row with a round, got {line[:80]!r}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,8 @@ from .checkpoint import Checkpoint
 from .federation import Round, Rows, Stopwatch, run_round
 from .files import write_json, write_text
 from .progress import Progress
-from .rundir import RunDirectory, check_environment, environment, new_manifest, now, run_id
+from .report import write_report
+from .rundir import RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .summary import summarise_run
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Where the run is, and whether it had been finished before."""
+    """Where the run is, whether it had been finished before, and what there is to say about that."""
 
     path: Path
     already_finished: bool
+    note: str = ""
 
 
 def run(
@@ -59,7 +61,7 @@ def run(
     located = locate(experiment, data)
     directory, config = run_directory(experiment, located, out)
     if directory.manifest is not None and directory.manifest["state"] == "finished":
-        return Outcome(path=directory.path, already_finished=True)
+        return _finished_before(directory, environment(device), images)
     with directory.locked():
         _begin(directory, experiment, config, located, device, allow_changed_environment, experiments_file)
         try:
@@ -68,6 +70,17 @@ def run(
             _record_failure(directory, error)
             raise
     return Outcome(path=directory.path, already_finished=False)
+
+
+def _finished_before(directory: RunDirectory, here: Mapping[str, Any], images: bool) -> Outcome:
+    """Does nothing but write a report that is missing; says when other code or another machine made the run."""
+    if not (directory.path / "report.html").exists():
+        write_report(directory.path, images=images)
+    changed = changes((directory.manifest or {})["environment"], here)
+    note = "this run was finished before; nothing to do"
+    if changed:
+        note += f" (its environment was another: {'; '.join(changed)}; to repeat it, remove {directory.path})"
+    return Outcome(path=directory.path, already_finished=True, note=note)
 
 
 def run_directory(experiment: Experiment, located: Located, out: Path) -> tuple[RunDirectory, Mapping[str, Any]]:
@@ -115,7 +128,8 @@ def _begin(
     from .yaml12 import dump
 
     here = environment(device)
-    if directory.manifest is None:
+    latest = directory.checkpoints.latest()
+    if directory.manifest is None or latest is None:
         write_text(directory.path / "config.yaml", dump(config))
         manifest = new_manifest(
             experiment.name,
@@ -134,7 +148,8 @@ def _begin(
         return
     if not allow_changed_environment:
         check_environment(directory.manifest["environment"], here)
-    directory.update_manifest(state="running", error=None, environment=here)
+    continued = [*directory.manifest["continued"], {"after_round": latest, "at": now(), "environment": here}]
+    directory.update_manifest(state="running", error=None, continued=continued)
 
 
 def _work(
@@ -237,8 +252,6 @@ def score_round(
 
 def _finish(directory: RunDirectory, assembled: Assembled, images: bool) -> None:
     """Summary and report; then the run is finished."""
-    from .report import write_report
-
     write_json(directory.path / "summary.json", summarise_run(directory, assembled.assessor.classes))
     directory.update_manifest(state="finished", finished=now())
     write_report(directory.path, images=images)

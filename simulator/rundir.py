@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoints
-from .files import append_lines, cut_lines, write_json
+from .files import append_lines, cut_lines, read_json, read_lines, write_json
 
 ROWS = ("metrics", "cases", "ledger", "timing")
 """The JSON-lines files of a run, one row per line, each with its round."""
@@ -49,7 +49,10 @@ class RunDirectory:
     def manifest(self) -> dict[str, Any] | None:
         """What ``manifest.json`` says, None before the run exists."""
         file = self.path / "manifest.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        if not file.exists():
+            return None
+        manifest: dict[str, Any] = read_json(file, ("state", "id", "environment", "data_hash", "continued"))
+        return manifest
 
     def update_manifest(self, **changes: Any) -> None:
         """Replaces entries of the manifest."""
@@ -62,8 +65,7 @@ class RunDirectory:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """All rows of one file."""
-        path = self.path / f"{name}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_lines(self.path / f"{name}.jsonl")
 
     def cut(self, last_round: int) -> None:
         """Drops all rows of rounds after the last checkpoint."""
@@ -96,10 +98,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What bit-identity depends on beside the config: a run is continued only where all of it is the same."""
     return {
         "code_hash": code_hash(),
-        "torch": torch.__version__,
         "device": _device_name(device),
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _LIBRARIES},
     }
 
 
@@ -110,13 +113,18 @@ def check_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         then: The environment in the manifest.
         now: The present one.
     """
-    changed = [f"{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]]
+    changed = changes(then, now)
     if changed:
         raise ValueError(
             "this run was begun in another environment and would not end bit-identical ("
             + "; ".join(changed)
             + "). Restore it, or go on with --allow-changed-environment"
         )
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two environments, one text each."""
+    return [f"{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]]
 
 
 @cache
@@ -136,9 +144,8 @@ def new_manifest(experiment: str, identity: str, environment: Mapping[str, Any],
         "experiment": experiment,
         "id": identity,
         "wardround": metadata.version("wardround"),
-        "packages": {name: metadata.version(name) for name in _LIBRARIES},
-        "python": platform.python_version(),
         "environment": dict(environment),
+        "continued": [],
         "command": shlex.join(["wardround", *sys.argv[1:]]),
         "state": "running",
         "error": None,

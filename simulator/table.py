@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class TableSetting:
     """What the counts depend on.
 
     Args:
@@ -49,7 +49,7 @@ class Setting:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Self:
-        """The setting of an experiment; classes are those of its data where they are known without reading them."""
+        """The setting of an experiment; 2 classes unless its data set says ``num_classes`` without being read."""
         default = cls()
         return cls(
             model=experiment.model,
@@ -97,11 +97,11 @@ class Row:
         return asdict(self)
 
 
-def rows(setting: Setting) -> list[Row]:
+def rows(setting: TableSetting) -> list[Row]:
     """One row per method, in the order of their table.
 
     Example:
-        >>> tiny = Setting(model=Sam(size="tiny", image_size=32), classes=1, lora=LoRA(rank=2), rounds=10)
+        >>> tiny = TableSetting(model=Sam(size="tiny", image_size=32), classes=1, lora=LoRA(rank=2), rounds=10)
         >>> [row.method for row in rows(tiny) if row.reduction == 1]
         ['full']
     """
@@ -109,7 +109,7 @@ def rows(setting: Setting) -> list[Row]:
     return [_row(name, number, counts["full"], setting.rounds) for name, number in counts.items()]
 
 
-def count(method: Method, setting: Setting) -> int:
+def count(method: Method, setting: TableSetting) -> int:
     """P: the parameters that a method trains."""
     net = setting.model.build_meta(setting.classes)
     layout = method.attach(net)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .assembly import assemble, locate
+from .assembly import Located, assemble, locate
 from .checkpoint import state_hash
+from .config import Experiment, identity, load_resolved
 from .federation import Stopwatch, run_round
 from .progress import Progress
 from .run import check_fits, prepare_device, score_round
-from .rundir import RunDirectory, check_environment, environment
+from .rundir import RunDirectory, check_environment, environment, run_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,6 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     Raises:
         ValueError: no run, no two checkpoints, or other data than the run had.
     """
-    from .config import load_resolved
-
     directory = RunDirectory(path)
     if directory.manifest is None:
         raise ValueError(f"{path}: expected a run directory with manifest.json")
@@ -58,8 +57,7 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     if not allow_changed_environment:
         check_environment(directory.manifest["environment"], environment(device))
     located = locate(experiment, data)
-    if located.data_hash != directory.manifest["data_hash"]:
-        raise ValueError(f"{path}: the data differ from what the run was trained on; give its folder with --data")
+    _check_config(directory, experiment, located)
     number = directory.checkpoints.latest()
     if not number:
         raise ValueError(f"{path}: expected at least one finished round, got none")
@@ -76,6 +74,17 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
         repeated=state_hash(repeated.checkpoint),
         differing_rows=tuple(_differences(directory, rows, number)),
     )
+
+
+def _check_config(directory: RunDirectory, experiment: Experiment, located: Located) -> None:
+    """Raises ValueError when data or config are not those that the run is named after."""
+    manifest = directory.manifest or {}
+    if located.data_hash != manifest["data_hash"]:
+        raise ValueError(f"{directory.path}: other data than the run was trained on; give their folder with --data")
+    if run_id(identity(experiment), located.data_hash, located.weights_hash) != manifest["id"]:
+        raise ValueError(
+            f"{directory.path / 'config.yaml'}: not the config (or base weights) that the run is named after"
+        )
 
 
 def _differences(directory: RunDirectory, rows: dict[str, list[dict[str, Any]]], number: int) -> list[str]:

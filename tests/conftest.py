@@ -22,7 +22,7 @@ from wardround.datasets.contract import Case
 from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows
 from wardround.simulator.assembly import make_setting
 from wardround.simulator.checkpoint import Checkpoint
-from wardround.simulator.cohort import Site
+from wardround.simulator.cohort import Hospital
 from wardround.simulator.federation import Federated, initial_memories
 from wardround.simulator.randomness import streams
 from wardround.simulator.sampling import Cohort
@@ -102,22 +102,24 @@ def make_federated(make_replica: Callable[..., Replica], make_windows: Callable[
         replica = make_replica(rank=rank, precision=precision, image_size=SIZE, method=method)
         names = [f"hospital-{number}" for number in range(len(volumes))]
         training = training or Training(batch_size=2, optimizer=SGD(lr=0.05), schedule=Schedule(warmup_steps=0))
-        sites = {}
+        hospitals = {}
         for number, (name, count) in enumerate(zip(names, volumes, strict=True)):
             windows = make_windows(0 if same_data else number, count)
             has = replica.max_rank and (ranks or {}).get(name, replica.max_rank)
             info = HospitalInfo(name=name, num_examples=len(windows), rank=has)
-            sites[name] = Site(info=info, train=windows, validation=(), test=windows.volumes)
+            hospitals[name] = Hospital(info=info, train=windows, validation=(), test=windows.volumes)
         federated = Federated(
             aggregator=aggregator,
             workplace=Workplace(replica=replica, training=training, augment=NoAugment()),
-            sites=sites,
-            weights={name: 1.0 if uniform else float(site.info.num_examples) for name, site in sites.items()},
+            hospitals=hospitals,
+            weights={
+                name: 1.0 if uniform else float(hospital.info.num_examples) for name, hospital in hospitals.items()
+            },
             cohort=cohort or Cohort(),
             seed=0,
         )
-        setting = make_setting(replica, sites, training)
+        setting = make_setting(replica, hospitals, training)
         server = aggregator.init(setting, federated.rng("server"))
-        return federated, Checkpoint(server=server, memories=initial_memories(sites))
+        return federated, Checkpoint(server=server, memories=initial_memories(hospitals))
 
     return make

@@ -4,7 +4,7 @@ Fences are read by language. Outside the reference a page's ``bash`` and ``pytho
 folder of the page's own: each bash block is one script, python blocks share their names and run in this
 process. A ``python`` or ``yaml`` block that begins with ``# NAME.py`` or ``# NAME.yaml`` is a file and is written. A
 ``text`` block below :data:`PRINTED` is exactly what the block before it printed. Everything else is only shown:
-``console`` (commands or their output), ``text``, ``yaml``.
+``console`` (commands or their output), ``text``, ``yaml``, or no language at all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))])
 WITH_CODE = sorted(path for kind in ("tutorial", "how-to", "concepts", "data") for path in (DOCS / kind).glob("*.md"))
-LANGUAGES = {"bash", "python", "console", "text", "yaml", "pycon", "bibtex"}
+LANGUAGES = {"", "bash", "python", "console", "text", "yaml", "pycon", "bibtex"}
 PRINTED = "<!-- printed by the block above -->"
 README_LINES = 150
 

@@ -19,6 +19,11 @@ def test_the_released_codes_schedule() -> None:
     assert Schedule().lr(8e-4, 1250, 10) == pytest.approx(8e-4 / 128)
 
 
+def test_a_horizon_in_steps_does_not_depend_on_the_length_of_an_epoch() -> None:
+    schedule = Schedule(warmup_steps=4, horizon_epochs=None, horizon_steps=10, power=2)
+    assert [schedule.lr(1.0, 9, per_epoch) for per_epoch in (1, 50)] == pytest.approx([0.25, 0.25])
+
+
 def test_no_horizon_is_constant_after_the_warm_up() -> None:
     assert Schedule(warmup_steps=0, horizon_epochs=None).lr(0.1, 10_000, 3) == 0.1
 
@@ -47,6 +52,7 @@ def test_the_built_optimizers_do_what_their_equations_say() -> None:
         (lambda: SGD(momentum=1.0), "momentum: expected"),
         (lambda: SGD(lr=-1.0, momentum=1.0), "lr: expected a number above 0, got -1.0; momentum: expected"),
         (lambda: Schedule(horizon_epochs=0), "horizon_epochs: expected"),
+        (lambda: Schedule(horizon_steps=5), "horizon_steps: expected null or horizon_epochs: null, got both"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, message: str) -> None:

@@ -133,7 +133,7 @@ def test_random_hospitals_need_no_sites(tree: Path) -> None:
         ValueError, match=r"sites.csv: expected a table .* deal the cases at random with data.hospitals"
     ):
         Msd().federation(tree, rng())
-    with pytest.raises(ValueError, match="hospitals: expected at most 10 hospitals for 10 cases, got 11"):
+    with pytest.raises(ValueError, match="hospitals: expected at most 10 hospitals for 10 patients, got 11"):
         Msd(hospitals=11).federation(tree, rng())
 
 

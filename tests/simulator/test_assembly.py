@@ -110,7 +110,7 @@ def test_the_replica_has_the_largest_rank_and_hospitals_their_own(folder: Path) 
     experiment = tiny("ranks={hospital-1: 1, hospital-2: 5}")
     assembled = assemble(experiment, locate(experiment, folder), choose_device("cpu"))
     assert assembled.federated.workplace.replica.max_rank == 5
-    ranks = {name: site.info.rank for name, site in assembled.federated.sites.items()}
+    ranks = {name: hospital.info.rank for name, hospital in assembled.federated.hospitals.items()}
     assert ranks == {"hospital-1": 1, "hospital-2": 5, "hospital-3": 2}
 
 

@@ -45,11 +45,11 @@ def assert_same(left: dict, right: dict, tolerance: float = 1e-12) -> None:
 def test_one_hospital_is_plain_training(make_federated: Make) -> None:
     federated, before = make_federated(FedAvg(), volumes=(2,))
     after = advance(federated, before).checkpoint
-    replica, site = federated.workplace.replica, federated.sites["hospital-0"]
+    replica, hospital = federated.workplace.replica, federated.hospitals["hospital-0"]
     replica.load(before.server.tensors)
-    phase = PlainTraining().phases(federated.aggregator.broadcast(before.server, site.info), {})[0]
+    phase = PlainTraining().phases(federated.aggregator.broadcast(before.server, hospital.info), {})[0]
     rng = federated.rng("local", 1, "hospital-0")
-    plain, _ = fit(replica, phase, site.train, federated.workplace.training, NoAugment(), OptimizerState(), rng)
+    plain, _ = fit(replica, phase, hospital.train, federated.workplace.training, NoAugment(), OptimizerState(), rng)
     assert_same(dict(after.server.tensors), dict(plain.tensors), 0.0)
 
 
@@ -134,7 +134,7 @@ def test_mixed_ranks_train_at_their_own_rank(make_federated: Make) -> None:
     federated, before = make_federated(FlapSam(), ranks={"hospital-0": 1, "hospital-1": 2})
     after = advance(federated, before, rounds=2).checkpoint
     for name, rank in (("hospital-0", 1), ("hospital-1", 2), ("hospital-2", 3)):
-        tensors = federated.aggregator.deploy(after.server, federated.sites[name].info, {})
+        tensors = federated.aggregator.deploy(after.server, federated.hospitals[name].info, {})
         assert {tensors[pair.A].shape[0] for pair in after.server.setting.layout.pairs} == {rank}
         federated.workplace.replica.load(tensors)
 

@@ -32,7 +32,7 @@ def advance(federated: Federated, before: Checkpoint, rounds: int = 1) -> Round:
 
 def deployed(federated: Federated, checkpoint: Checkpoint, name: str | None) -> dict[str, torch.Tensor]:
     """The tensors evaluated at a hospital, or at a site never seen."""
-    info = None if name is None else federated.sites[name].info
+    info = None if name is None else federated.hospitals[name].info
     memory = {} if name is None else checkpoint.memories[name].tensors
     return dict(federated.aggregator.deploy(checkpoint.server, info, memory))
 
@@ -54,8 +54,8 @@ def test_every_case_trains_two_rounds_resumes_and_deploys_everywhere(make_federa
     assert state_hash(resumed) == state_hash(whole)
     check_server_state(whole.server)
     federated.workplace.replica.set_base(whole.server.base)
-    for site in (*federated.sites, None):
-        federated.workplace.replica.load(deployed(federated, whole, site))
+    for hospital in (*federated.hospitals, None):
+        federated.workplace.replica.load(deployed(federated, whole, hospital))
 
 
 def test_ffa_moves_b_only_and_sends_half(make_federated: Make) -> None:
@@ -154,12 +154,12 @@ def test_flora_puts_the_exact_mean_into_the_base(make_federated: Make) -> None:
         first, last = pair.rows or (0, mean.shape[0])
         torch.testing.assert_close(after.server.base[pair.base][first:last], mean, rtol=1e-9, atol=1e-12)
         assert not after.server.tensors[pair.B].any()
-    replica, site = federated.workplace.replica, federated.sites["hospital-2"]
+    replica, hospital = federated.workplace.replica, federated.hospitals["hospital-2"]
     losses = []
     for base in ({}, after.server.base):
         replica.set_base(base)
         replica.load(deployed(federated, after, "hospital-2"))
-        losses.append(mean_loss(replica, site.train, federated.workplace.training))
+        losses.append(mean_loss(replica, hospital.train, federated.workplace.training))
     assert losses[1] < losses[0]  # what was learned is in the base
 
 
@@ -186,7 +186,7 @@ def test_a_measured_loss_reaches_server_and_metrics(make_federated: Make) -> Non
     replica = federated.workplace.replica
     for row in rows:
         replica.load(before.server.tensors)
-        expected = mean_loss(replica, federated.sites[row["hospital"]].train, federated.workplace.training)
+        expected = mean_loss(replica, federated.hospitals[row["hospital"]].train, federated.workplace.training)
         assert row["value"] == expected
 
 

@@ -277,6 +277,65 @@ def test_no_space_left_is_one_clear_error_and_the_run_goes_on_later(tmp_path: Pa
     assert run(tiny(), out=tmp_path, quiet=True).path == path
 
 
+def test_a_report_that_is_missing_is_written_and_other_code_is_named(finished: Path, tmp_path: Path) -> None:
+    """A kill between the last round and the report; and a finished run that was made by other code."""
+    copy = _copy(finished, tmp_path)
+    (copy / "report.html").unlink()
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["environment"] |= {"code_hash": "another"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    outcome = run(tiny(), out=tmp_path, quiet=True)
+    assert outcome.already_finished
+    assert (copy / "report.html").exists()
+    assert "nothing to do (its environment was another: code_hash: 'another' then" in outcome.note
+
+
+def test_a_run_that_failed_before_its_first_round_begins_anew(finished: Path, tmp_path: Path) -> None:
+    """Nothing was trained, so nothing binds it to the environment it failed in."""
+    copy = _interrupted(finished, tmp_path)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["environment"] |= {"code_hash": "another"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "checkpoint" / "latest.json").unlink()
+    assert run(tiny(), out=tmp_path, quiet=True).path == copy
+    assert content(copy) == content(finished)
+
+
+def test_verify_sees_a_changed_config(finished: Path, tmp_path: Path) -> None:
+    copy = _copy(finished, tmp_path)
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("seed: 0", "seed: 1"))
+    with pytest.raises(ValueError, match=r"config\.yaml: not the config .* that the run is named after"):
+        verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("manifest.json", "{}", r"manifest\.json: expected the entries .*missing: state"),
+        ("manifest.json", "{", r"manifest\.json: expected JSON"),
+        ("checkpoint/latest.json", "7", r"latest\.json: expected the entries round"),
+        ("metrics.jsonl", "nonsense\n", r"metrics\.jsonl, line 1: expected"),
+    ],
+)
+def test_a_damaged_file_is_named(finished: Path, tmp_path: Path, file: str, text: str, message: str) -> None:
+    copy = _interrupted(finished, tmp_path)
+    (copy / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        run(tiny(), out=tmp_path, quiet=True)
+
+
+def test_going_on_elsewhere_is_written_down(finished: Path, tmp_path: Path) -> None:
+    copy = _interrupted(finished, tmp_path)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["environment"] |= {"threads": 64}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    run(tiny(), out=tmp_path, quiet=True, allow_changed_environment=True)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert manifest["environment"]["threads"] == 64
+    assert [(entry["after_round"], entry["environment"]["threads"]) for entry in manifest["continued"]] == [(4, 1)]
+
+
 def test_two_processes_do_not_work_on_one_run(finished: Path, tmp_path: Path) -> None:
     import fcntl
 

@@ -6,7 +6,7 @@ import pytest
 
 from wardround.clients.lora import LoRA
 from wardround.clients.sam import Sam
-from wardround.simulator.table import Row, Setting, rows, text
+from wardround.simulator.table import Row, TableSetting, rows, text
 
 COUNTS = {  # FLAP-SAM at ViT-B, 224 px, rank 32: C = 2, C = 1
     "full": (90_532_927, 90_398_774),
@@ -32,12 +32,12 @@ FIGURE_1 = {  # overhead and reduction; attention's 2.9 follows from the printed
 
 @pytest.fixture(scope="module")
 def paper() -> list[Row]:
-    return rows(Setting())
+    return rows(TableSetting())
 
 
 @pytest.mark.parametrize(("classes", "column"), [(2, 0), (1, 1)])
 def test_counts_are_those_of_the_paper(classes: int, column: int) -> None:
-    found = {row.method: row.trained_parameters for row in rows(Setting(classes=classes))}
+    found = {row.method: row.trained_parameters for row in rows(TableSetting(classes=classes))}
     assert found == {method: counts[column] for method, counts in COUNTS.items()}
 
 
@@ -55,7 +55,7 @@ def test_bytes_and_reduction_are_exact(paper: list[Row]) -> None:
 
 @pytest.mark.parametrize("rank", [1, 64])
 def test_lora_counts_grow_by_42752_per_rank(rank: int) -> None:
-    found = {row.method: row.trained_parameters for row in rows(Setting(lora=LoRA(rank=rank)))}
+    found = {row.method: row.trained_parameters for row in rows(TableSetting(lora=LoRA(rank=rank)))}
     assert found["lora"] == 42_752 * rank
     assert found["flap_sam"] == 478_320 + 42_752 * rank
 
@@ -68,7 +68,7 @@ def test_json_has_the_documented_keys(paper: list[Row]) -> None:
 
 
 def test_an_overhead_that_rounds_to_zero_has_no_paper_reduction() -> None:
-    small = Setting(model=Sam(size="tiny", image_size=32), lora=LoRA(rank=1), rounds=1)
+    small = TableSetting(model=Sam(size="tiny", image_size=32), lora=LoRA(rank=1), rounds=1)
     assert [row.paper_reduction for row in rows(small)] == [None] * len(COUNTS)
 
 
@@ -82,20 +82,20 @@ def test_text_is_aligned_and_explains_itself(paper: list[Row]) -> None:
 
 
 def test_no_note_on_the_paper_without_the_papers_figures() -> None:
-    assert "prints 2.8x" not in text(rows(Setting(rounds=10)))
+    assert "prints 2.8x" not in text(rows(TableSetting(rounds=10)))
 
 
 def test_the_command_line_changes_the_setting() -> None:
-    setting = Setting().changed(model="sam-mini", image_size=64, classes=3, rank=4, rounds=10)
-    assert setting == Setting(model=Sam(size="mini", image_size=64), classes=3, lora=LoRA(rank=4), rounds=10)
+    setting = TableSetting().changed(model="sam-mini", image_size=64, classes=3, rank=4, rounds=10)
+    assert setting == TableSetting(model=Sam(size="mini", image_size=64), classes=3, lora=LoRA(rank=4), rounds=10)
 
 
 def test_an_unknown_model_is_named() -> None:
     with pytest.raises(ValueError, match="unknown model 'sam-vit-g'"):
-        Setting().changed(model="sam-vit-g")
+        TableSetting().changed(model="sam-vit-g")
 
 
 @pytest.mark.parametrize("field", ["classes", "rounds"])
 def test_numbers_below_one_are_errors(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field}: expected at least 1, got 0"):
-        Setting(**{field: 0})
+        TableSetting(**{field: 0})

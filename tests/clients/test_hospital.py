@@ -1,0 +1,119 @@
+"""A hospital's turn at a rank below the replica's, and with phases that train different things."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from wardround.aggregators.contract import Download, HospitalInfo, Phase, Tensors
+from wardround.aggregators.plain import PlainTraining
+from wardround.clients.hospital import Memory, Workplace, take_turn
+from wardround.clients.optimizers import SGD, AdamW, Schedule
+from wardround.clients.replica import Replica
+from wardround.clients.training import Training
+from wardround.datasets.augment import NoAugment
+from wardround.datasets.windows import HospitalWindows
+from wardround.simulator.randomness import streams
+
+Build = Callable[..., Replica]
+INFO = HospitalInfo(name="hospital", num_examples=8, rank=2)
+CONSTANT = Schedule(warmup_steps=0, horizon_epochs=None)
+
+
+class Rule(PlainTraining):
+    """Plain training with the phases it is given; remembers nothing."""
+
+    def __init__(self, *phases: Phase) -> None:
+        self.list = phases
+
+    def phases(self, download: Download, memory: Tensors) -> tuple[Phase, ...]:
+        return self.list
+
+
+def turn(replica: Replica, windows: HospitalWindows, start: Tensors, training: Training, *phases: Phase, **more):
+    names = tuple(start)
+    download = Download(start=start, train=names, returns={name: tuple(value.shape) for name, value in start.items()})
+    rule = Rule(*(phases or (Phase(train=names),)))
+    memory = more.get("memory", Memory())
+    workplace = Workplace(replica=replica, training=training, augment=NoAugment())
+    return take_turn(workplace, rule, INFO, download, memory, windows, streams(0, "local", 1, "hospital"))
+
+
+def proximal(trained: Tensors, anchor: Tensors) -> Tensor:
+    return 3.0 * sum((value - anchor[name]).square().sum() for name, value in trained.items())
+
+
+def controlled(gradients: Tensors, context: Tensors) -> Tensors:
+    return {name: gradient + context[name] for name, gradient in gradients.items()}
+
+
+@pytest.mark.parametrize("kind", ["plain", "penalty", "correct"])
+def test_a_lower_rank_trains_as_a_model_of_that_rank(
+    make_replica: Build, make_windows: Callable[..., HospitalWindows], kind: str
+) -> None:
+    """Rank 2 in buffers of rank 5 against a replica of rank 2: penalties and corrections see the hospital's rank."""
+    results = []
+    for rank in (2, 5):
+        replica = make_replica(rank=rank, precision="fp64", image_size=16, alpha=2.0, power=1.0)
+        small = make_replica(rank=2, precision="fp64", image_size=16, alpha=2.0, power=1.0)
+        start = small.read()
+        anchor = {name: torch.full_like(value, 0.05) for name, value in start.items()}
+        extra = {"penalty": {"penalty": proximal}, "correct": {"correct": controlled}}.get(kind, {})
+        phase = Phase(train=tuple(start), context=anchor, record_gradient=True, **extra)
+        training = Training(steps=3, batch_size=4, optimizer=AdamW(lr=1e-2), schedule=CONSTANT, clip_norm=1.0)
+        done = turn(replica, make_windows(), start, training, phase)
+        results.append({**done.result.tensors, **{f"g/{n}": v for n, v in done.fits[0].mean_gradient.items()}})
+        if rank == 5:
+            for pair in replica.layout.pairs:
+                assert not replica.values[pair.A][2:].any()
+                assert not replica.values[pair.B][:, 2:].any()
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_kept_moments_survive_a_round_that_trains_something_else(
+    make_replica: Build, make_windows: Callable[..., HospitalWindows]
+) -> None:
+    """As in alternating algorithms: A trains, then B, then A again with the moments of its first round."""
+    replica = make_replica(precision="fp64", image_size=16)
+    start = replica.read()
+    parts = [tuple(name for name in start if replica.layout.kind[name] == kind) for kind in ("lora_A", "lora_B")]
+    training = Training(steps=2, batch_size=4, optimizer=AdamW(lr=1e-3), schedule=CONSTANT, moments="keep")
+    memory, kept = Memory(), []
+    for part in (parts[0], parts[1], parts[0]):
+        memory = turn(replica, make_windows(), start, training, Phase(train=part), memory=memory).memory
+        kept.append(memory.optimizer[0].moments)
+    a, b = parts[0][0], parts[1][0]
+    assert torch.equal(kept[0][f"{a}/exp_avg"], kept[1][f"{a}/exp_avg"])  # untouched while B trained
+    assert kept[2][f"{a}/step"].item() == 4
+    assert kept[2][f"{b}/step"].item() == 2
+
+
+def test_a_phase_may_measure_without_training_anything(
+    make_replica: Build, make_windows: Callable[..., HospitalWindows]
+) -> None:
+    replica = make_replica(precision="fp64", image_size=16)
+    done = turn(replica, make_windows(), replica.read(), Training(), Phase(train=(), epochs=0, measure=True))
+    assert done.num_steps == 0
+    assert done.mean_loss is None
+    assert done.fits[0].loss_before == done.fits[0].loss_after
+
+
+def test_the_loss_shown_is_that_of_the_last_phase_that_trained(
+    make_replica: Build, make_windows: Callable[..., HospitalWindows]
+) -> None:
+    replica = make_replica(precision="fp64", image_size=16)
+    names = tuple(replica.values)
+    training = Training(steps=1, batch_size=4, optimizer=SGD(lr=0.1), schedule=CONSTANT)
+    done = turn(replica, make_windows(), replica.read(), training, Phase(train=names), Phase(train=names, epochs=0))
+    assert done.mean_loss == done.fits[0].mean_loss
+    assert [state.steps for state in done.memory.optimizer] == [1, 0]
+
+
+def test_training_what_the_method_does_not_offer_is_refused(
+    make_replica: Build, make_windows: Callable[..., HospitalWindows]
+) -> None:
+    replica = make_replica(image_size=16)
+    with pytest.raises(ValueError, match=r"the local rule trains \['nobody'\]"):
+        turn(replica, make_windows(), replica.read(), Training(), Phase(train=("nobody",)))
