@@ -3,6 +3,7 @@
 # make check   format, lint, types, tests, demo: what continuous integration runs
 # make slow    runs the tests that take more than half a minute
 # make format  formats the code
+# make docs    writes docs/reference/ again from the code
 # make clean   removes .venv and what the tools left behind; runs/ stays
 #
 # PYTHON=/path/to/python3 chooses the interpreter, 3.11 or newer.
@@ -21,7 +22,7 @@ DEFAULT_TESTS := -m "not slow and not gpu"
 # $(call step,NAME,COMMAND): runs a command and says how long it took.
 step = @echo "== $(1)"; start=$$(date +%s); $(2) || exit 1; echo "== $(1): $$(($$(date +%s) - start)) s"
 
-.PHONY: help venv demo test check slow format clean
+.PHONY: help venv demo test check slow format docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +49,9 @@ slow: $(DEV)
 format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(DEV)
+	$(BIN)/python -I docs/make_reference.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from wardround.datasets import msd
 from wardround.datasets.contract import Cases, Federation
 from wardround.datasets.msd import Msd
 from wardround.simulator.randomness import streams
@@ -135,6 +136,74 @@ def test_random_hospitals_need_no_sites(tree: Path) -> None:
         Msd().federation(tree, rng())
     with pytest.raises(ValueError, match="hospitals: expected at most 10 hospitals for 10 patients, got 11"):
         Msd(hospitals=11).federation(tree, rng())
+
+
+def patients(federation: Federation, hospital: str) -> dict[str, str]:
+    return {case.name: case.patient for part in vars(federation.hospitals[hospital]).values() for case in part}
+
+
+def test_two_sides_of_one_head_stay_on_one_side_of_the_split(tree: Path) -> None:
+    """thing_001 and _002 are patient 1, _003 and _004 patient 2, ...; thing_000 is alone."""
+    write_sites(tree, [(f"thing_{number:03d}", "A") for number in range(10)])
+    for seed in range(5):
+        federation = Msd(patients="pairs", test_fraction=0.4).federation(tree, rng(seed))
+        who = patients(federation, "A")
+        assert len(set(who.values())) == 6
+        assert who["thing_003"] == who["thing_004"] != who["thing_005"]
+        sides = vars(federation.hospitals["A"])
+        where = {
+            patient: {s for s, cases in sides.items() for c in cases if c.patient == patient}
+            for patient in who.values()
+        }
+        assert all(len(found) == 1 for found in where.values())
+
+
+def test_a_table_of_patients_is_read_and_checked(tree: Path) -> None:
+    cases = [f"thing_{number:03d}" for number in range(10)]
+    write_sites(tree, [(case, "A") for case in cases])
+    rows = [f"{case},p{number // 5}" for number, case in enumerate(cases)]
+    (tree / "patients.csv").write_text("case,patient\n" + "\n".join(rows) + "\n")
+    assert set(patients(Msd(patients="pairs").federation(tree, rng()), "A").values()) == {"p0", "p1"}
+    (tree / "patients.csv").write_text("case,patient\n" + "\n".join(rows[1:]) + "\n")
+    with pytest.raises(ValueError, match=r"case thing_000 has no row in patients\.csv"):
+        Msd().federation(tree, rng())
+
+
+def test_a_patient_of_two_hospitals_is_refused(tree: Path) -> None:
+    write_sites(tree, [(f"thing_{number:03d}", "A" if number < 4 else "B") for number in range(10)])
+    with pytest.raises(ValueError, match="patient patient-0002: expected all cases in one hospital, got A, B"):
+        Msd(patients="pairs").federation(tree, rng())
+
+
+def test_patients_whole_are_dealt_to_random_hospitals(tree: Path) -> None:
+    federation = Msd(patients="pairs", hospitals=2).federation(tree, rng())
+    left, right = (set(patients(federation, name).values()) for name in federation.hospitals)
+    assert len(left) == len(right) == 3
+    assert not left & right
+
+
+def test_pairs_need_numbers(tree: Path) -> None:
+    with pytest.raises(ValueError, match="expected case names that end in a number with 'pairs', got 'brain'"):
+        msd._pair("brain")
+
+
+def test_classes_need_names_of_their_own(tree: Path) -> None:
+    description = json.loads((tree / "dataset.json").read_text())
+    description["labels"]["2"] = description["labels"]["1"]
+    (tree / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="expected a name of its own for every class"):
+        Msd().federation(tree, rng())
+
+
+def test_a_table_in_another_encoding_is_named(tree: Path) -> None:
+    (tree / "sites.csv").write_bytes("case,site\nthing_000,Köln\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"sites\.csv: expected a table in UTF-8"):
+        Msd().federation(tree, rng())
+
+
+def test_the_task_folder_may_be_the_current_one(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert Msd(task=tree.name).locate(Path()) == Path()
 
 
 def test_a_hospital_of_one_case_is_named(tree: Path) -> None:
