@@ -80,6 +80,8 @@ def _finished_before(directory: RunDirectory, here: Mapping[str, Any], images: b
     note = "this run was finished before; nothing to do"
     if changed:
         note += f" (its environment was another: {'; '.join(changed)}; to repeat it, remove {directory.path})"
+    if not images and (directory.path / "overlays").exists():
+        note += "; its report holds slices of images: write it again with `wardround report RUN --no-images`"
     return Outcome(path=directory.path, already_finished=True, note=note)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from rounds import advance
 
 from wardround.aggregators import AGGREGATORS
 from wardround.aggregators.arithmetic import effective
@@ -19,19 +20,10 @@ from wardround.clients.optimizers import SGD, Schedule
 from wardround.clients.training import OptimizerState, Training, fit
 from wardround.datasets.augment import Augment, NoAugment
 from wardround.simulator.checkpoint import Checkpoint, state_hash
-from wardround.simulator.federation import Federated, Round, Stopwatch, num_bytes, run_round
-from wardround.simulator.progress import Progress
+from wardround.simulator.federation import Federated, num_bytes
 from wardround.simulator.sampling import Cohort
 
 Make = Callable[..., tuple[Federated, Checkpoint]]
-
-
-def advance(federated: Federated, before: Checkpoint, rounds: int = 1) -> Round:
-    with Progress(rounds=rounds, quiet=True) as progress:
-        for _ in range(rounds):
-            outcome = run_round(federated, before, progress, Stopwatch())
-            before = outcome.checkpoint
-    return outcome
 
 
 def assert_same(left: dict, right: dict, tolerance: float = 1e-12) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from algorithms import CASES, FFA, Ditto, FedPer, FedProx, FedRep, FLoRA, HeadThenBody, Moon, QFedAvg, Scaffold
+from rounds import advance
 
 from wardround.aggregators.arithmetic import effective
 from wardround.aggregators.checks import check_server_state
@@ -16,18 +17,9 @@ from wardround.aggregators.local import Local
 from wardround.clients.methods import Decoder
 from wardround.clients.training import mean_loss
 from wardround.simulator.checkpoint import Checkpoint, Checkpoints, state_hash
-from wardround.simulator.federation import Federated, Round, Stopwatch, run_round
-from wardround.simulator.progress import Progress
+from wardround.simulator.federation import Federated
 
 Make = Callable[..., tuple[Federated, Checkpoint]]
-
-
-def advance(federated: Federated, before: Checkpoint, rounds: int = 1) -> Round:
-    with Progress(rounds=rounds, quiet=True) as progress:
-        for _ in range(rounds):
-            outcome = run_round(federated, before, progress, Stopwatch())
-            before = outcome.checkpoint
-    return outcome
 
 
 def deployed(federated: Federated, checkpoint: Checkpoint, name: str | None) -> dict[str, torch.Tensor]:

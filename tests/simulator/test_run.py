@@ -290,6 +290,10 @@ def test_a_report_that_is_missing_is_written_and_other_code_is_named(finished: P
     assert "nothing to do (its environment was another: code_hash: 'another' then" in outcome.note
 
 
+def test_no_images_on_a_finished_run_says_what_to_do(finished: Path) -> None:
+    assert "report RUN --no-images" in run(tiny(), out=finished.parent.parent, quiet=True, images=False).note
+
+
 def test_a_run_that_failed_before_its_first_round_begins_anew(finished: Path, tmp_path: Path) -> None:
     """Nothing was trained, so nothing binds it to the environment it failed in."""
     copy = _interrupted(finished, tmp_path)
