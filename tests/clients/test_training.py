@@ -69,6 +69,35 @@ def test_it_learns(make_replica: Callable[..., Replica], windows: HospitalWindow
     assert mean_loss(replica, windows, training) < 0.7 * before
 
 
+def test_it_learns_under_bf16_with_single_precision_tensors(
+    make_replica: Callable[..., Replica], windows: HospitalWindows
+) -> None:
+    """Autocast around the model; what is trained, and what travels, stays fp32. On the CPU here, made for CUDA."""
+    replica = make_replica(image_size=16, precision="bf16")
+    training = Training(steps=40, batch_size=4, optimizer=AdamW(lr=3e-3), schedule=CONSTANT, precision="bf16")
+    assert replica.logits(windows.gather(torch.arange(2))[0]).dtype == torch.bfloat16
+    before = mean_loss(replica, windows, training)
+    fitted, _ = run(replica, windows, training)
+    assert mean_loss(replica, windows, training) < 0.8 * before
+    assert {value.dtype for value in fitted.tensors.values()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-3)])
+def test_a_fit_on_cuda_is_the_fit_on_the_cpu(
+    make_replica: Callable[..., Replica], windows: HospitalWindows, precision: str, tolerance: float
+) -> None:
+    training = Training(steps=4, batch_size=4, optimizer=SGD(lr=0.05), schedule=CONSTANT)
+    host = make_replica(image_size=16, precision=precision)
+    device = Replica(
+        make_replica(image_size=16, precision=precision).model, host.layout, device="cuda", precision=precision
+    )
+    left, right = (run(replica, windows, training)[0] for replica in (host, device))
+    for name, value in left.tensors.items():
+        torch.testing.assert_close(right.tensors[name], value, rtol=tolerance, atol=tolerance)
+
+
 def test_only_the_named_tensors_move(replica: Replica, windows: HospitalWindows) -> None:
     before = replica.read()
     head = tuple(name for name in replica.values if replica.layout.part[name] == "head")
