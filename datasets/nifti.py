@@ -108,7 +108,7 @@ def write_nifti(path: Path, image: Any) -> None:
     content = image.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -10,11 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_UNFINISHED = ".unfinished"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a kill in the middle of :func:`write_bytes` left below a folder where nobody else writes."""
+    for path in folder.rglob(f".*{_UNFINISHED}"):
+        path.unlink()
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes beside the place, syncs, renames. After a crash the file is the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoints
-from .files import append_lines, cut_lines, read_json, read_lines, write_json
+from .files import append_lines, cut_lines, read_json, read_lines, remove_unfinished, write_json
 
 ROWS = ("metrics", "cases", "ledger", "timing")
 """The JSON-lines files of a run, one row per line, each with its round."""
@@ -85,6 +85,7 @@ class RunDirectory:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(f"{self.path}: another process is working on this run; wait for it") from error
+            remove_unfinished(self.path)
             yield
 
 

@@ -31,7 +31,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     work = tmp_path_factory.mktemp("cli")
     script = "import sys; from wardround.simulator.cli import main; sys.exit(main())"
     command = (sys.executable, "-I", "-c", script, "run", "tiny", "--set", "rounds=1", "--data", str(work), "--quiet")
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False, env=one_thread)
     assert done.returncode == 0, done.stderr
     (path,) = (work / "runs" / "tiny").iterdir()
     return path, done.stdout
@@ -108,7 +109,7 @@ def test_help_names_the_commands_that_exist(capsys: pytest.CaptureFixture[str]) 
 def test_list_shows_names_and_purposes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("experiments of the packaged experiments.yaml\n\nquickstart\n    A federation of")
+    assert printed.startswith("experiments of the packaged experiments.yaml\n\nquickstart\n    Four phantom hospitals")
     assert "\nhippocampus-local\n" in printed
 
 

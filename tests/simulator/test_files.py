@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from wardround.simulator.files import append_lines, cut_lines, write_bytes, write_json
+from wardround.simulator.files import append_lines, cut_lines, remove_unfinished, write_bytes, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -31,3 +31,13 @@ def test_lines_after_a_round_are_cut_and_so_is_half_a_line(tmp_path: Path) -> No
 def test_cutting_what_is_not_there_is_fine(tmp_path: Path) -> None:
     cut_lines(tmp_path / "none.jsonl", 2)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """A file that was being written is hidden and ends in .unfinished."""
+    write_bytes(tmp_path / "a" / "state.json", b"whole")
+    (tmp_path / ".lock").touch()
+    (tmp_path / "a" / ".state.json.x1y2.unfinished").write_bytes(b"ha")
+    remove_unfinished(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".lock", "a/state.json"}

@@ -308,7 +308,7 @@ def test_a_run_that_failed_before_its_first_round_begins_anew(finished: Path, tm
 def test_verify_sees_a_changed_config(finished: Path, tmp_path: Path) -> None:
     copy = _copy(finished, tmp_path)
     config = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(config.replace("seed: 0", "seed: 1"))
+    (copy / "config.yaml").write_text(config.replace("rounds: 4", "rounds: 5"))
     with pytest.raises(ValueError, match=r"config\.yaml: not the config .* that the run is named after"):
         verify(copy)
 
