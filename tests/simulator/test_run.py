@@ -172,7 +172,10 @@ def _wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def test_ctrl_c_is_130_and_the_same_command_goes_on(tmp_path: Path, finished: Path) -> None:
-    process = start(tmp_path)
+    def listen() -> None:  # a program started in the background of a shell ignores Ctrl-C, and so do its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = start(tmp_path, preexec_fn=listen)
     path = tmp_path / "tiny" / finished.name
     _wait_for(path / "checkpoint" / "round-0001" / "state.json", process)
     process.send_signal(signal.SIGINT)
