@@ -66,6 +66,7 @@ def take_turn(
     memory: Memory,
     windows: HospitalWindows,
     rng: Streams,
+    lasting: Streams,
 ) -> Turn:
     """Runs all phases of the rule at one hospital.
 
@@ -77,6 +78,7 @@ def take_turn(
         memory: What it remembers.
         windows: Its training windows.
         rng: Streams of this hospital and round.
+        lasting: Streams of this hospital that are the same in every round and phase.
 
     Raises:
         NonFiniteLossError: names the batch.
@@ -87,9 +89,15 @@ def take_turn(
         values |= phase.start or {}
         _check_phase(phase, workplace.replica)
         workplace.replica.load(values)
-        streams = _below(rng, number)
         result, state = fit(
-            workplace.replica, phase, windows, workplace.training, workplace.augment, memory.of_phase(number), streams
+            workplace.replica,
+            phase,
+            windows,
+            workplace.training,
+            workplace.augment,
+            memory.of_phase(number),
+            _below(rng, number),
+            lasting,
         )
         values = dict(result.tensors)
         fits.append(result)

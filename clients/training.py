@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..aggregators.contract import Fit, Phase, Streams, Tensors
-from ..datasets.augment import Augmentation, apply
+from ..datasets.augment import Augmentation, apply, fixed_variants, pick
 from ..datasets.windows import HospitalWindows, epoch_batches
 from .losses import segmentation_loss
 from .optimizers import SGD, AdamW, Schedule
@@ -99,6 +99,7 @@ def fit(
     augment: Augmentation,
     state: OptimizerState,
     rng: Streams,
+    lasting: Streams,
 ) -> tuple[Fit, OptimizerState]:
     """Runs one phase on the tensors that the replica holds now.
 
@@ -109,7 +110,10 @@ def fit(
         training: The hospital's settings.
         augment: What is done to a training window.
         state: Kept optimizer moments (empty: fresh) and the steps the hospital took in this phase of earlier rounds.
-        rng: Streams of this hospital, round and phase; keys used: ``batches`` and ``augment`` with the epoch's number.
+        rng: Streams of this hospital, round and phase; keys used: ``batches``, ``augment`` and ``variant`` with the
+            epoch's number.
+        lasting: Streams of this hospital that are the same in every round; keys used: ``augment`` with the number of a
+            variant.
 
     Returns:
         The fit (tensors on the host) and the optimizer state for the next round.
@@ -122,7 +126,7 @@ def fit(
     num_steps = training.num_steps(phase, len(windows))
     per_epoch = training.steps_per_epoch(len(windows))
     lrs = [training.lr(state.steps + number, per_epoch) for number in range(num_steps)]
-    batches = _batches(windows, training, augment, num_steps, replica, rng)
+    batches = _batches(windows, training, augment, num_steps, replica, rng, lasting)
     losses = [step(images, labels, lr) for lr, (images, labels) in zip(lrs, batches, strict=True)]
     result = Fit(
         mean_loss=_finite_mean(losses),
@@ -153,12 +157,17 @@ def _batches(
     num_steps: int,
     replica: Replica,
     rng: Streams,
+    lasting: Streams,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """``num_steps`` augmented batches on the device: images (b, D, H, W) and labels (b, D, H, W)."""
+    variants = fixed_variants(augment, len(windows), lasting)
     per_epoch = training.steps_per_epoch(len(windows))
     for epoch in range(math.ceil(num_steps / per_epoch)):
         batches = epoch_batches(len(windows), training.batch_size, rng("batches", epoch))
-        parameters = augment.sample(len(windows), rng("augment", epoch))
+        if variants:
+            parameters = pick(variants, rng("variant", epoch))
+        else:
+            parameters = augment.sample(len(windows), rng("augment", epoch))
         for index in batches[: num_steps - epoch * per_epoch]:
             images, labels = windows.gather(index, replica.device)
             yield apply(images, labels, parameters.select(index))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ..aggregators.contract import Download, HospitalInfo, LocalRule, Streams
 from ..clients.hospital import Memory, Turn, Workplace, take_turn
@@ -24,6 +25,21 @@ class Hospital:
     test: tuple[PreparedVolume, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outsider:
+    """Test volumes that belong to no hospital of the run; scored with the model of a site never seen.
+
+    Args:
+        name: ``common``, or the site.
+        split: ``test``: the common test set; ``unseen``: a site that was left out.
+        volumes: Its volumes.
+    """
+
+    name: str
+    split: Literal["test", "unseen"]
+    volumes: tuple[PreparedVolume, ...]
+
+
 def train_sequentially(
     workplace: Workplace,
     rule: LocalRule,
@@ -31,6 +47,7 @@ def train_sequentially(
     downloads: Mapping[str, Download],
     memories: Mapping[str, Memory],
     rng: Callable[[str], Streams],
+    lasting: Callable[[str], Streams],
     announce: Callable[[str, Turn | None], None],
 ) -> list[Turn]:
     """Trains every hospital that got a download, in order of names.
@@ -42,6 +59,7 @@ def train_sequentially(
         downloads: Download per hospital that trains.
         memories: Memory per hospital.
         rng: Gives the streams of a hospital in this round.
+        lasting: Gives the streams of a hospital that are the same in every round.
         announce: Called with a name before, and with name and turn after, each hospital.
 
     Raises:
@@ -50,9 +68,9 @@ def train_sequentially(
     turns = []
     for name in sorted(downloads):
         announce(name, None)
-        hospital = hospitals[name]
+        hospital, streams = hospitals[name], (rng(name), lasting(name))
         try:
-            turn = take_turn(workplace, rule, hospital.info, downloads[name], memories[name], hospital.train, rng(name))
+            turn = take_turn(workplace, rule, hospital.info, downloads[name], memories[name], hospital.train, *streams)
         except NonFiniteLossError as error:
             raise ValueError(
                 f"hospital {name!r}: {error}. Lower training.optimizer.lr, set training.clip_norm, "

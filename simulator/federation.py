@@ -20,7 +20,7 @@ from ..aggregators.checks import AggregationError, check_download, check_server_
 from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
 from ..clients.hospital import Memory, Turn, Workplace
 from .checkpoint import Checkpoint
-from .cohort import Hospital, train_sequentially
+from .cohort import Hospital, Outsider, train_sequentially
 from .progress import Progress
 from .randomness import Key, streams
 from .sampling import Cohort, draw, drop
@@ -39,6 +39,7 @@ class Federated:
         weights: Weight per hospital.
         cohort: Who takes part in a round.
         seed: The experiment's seed.
+        outsiders: Test volumes that belong to no hospital.
     """
 
     aggregator: Aggregator
@@ -47,6 +48,7 @@ class Federated:
     weights: Mapping[str, float]
     cohort: Cohort
     seed: int
+    outsiders: tuple[Outsider, ...] = ()
 
     def rng(self, purpose: str, *keys: Key) -> Streams:
         """Streams of this experiment."""
@@ -142,6 +144,7 @@ def _train(
         {name: download for name, download in downloads.items() if name not in dropped},
         before.memories,
         lambda name: federated.rng("local", number, name),
+        lambda name: federated.rng("lasting", name),
         announce,
     )
 

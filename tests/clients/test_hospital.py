@@ -37,7 +37,8 @@ def turn(replica: Replica, windows: HospitalWindows, start: Tensors, training: T
     rule = Rule(*(phases or (Phase(train=names),)))
     memory = more.get("memory", Memory())
     workplace = Workplace(replica=replica, training=training, augment=NoAugment())
-    return take_turn(workplace, rule, INFO, download, memory, windows, streams(0, "local", 1, "hospital"))
+    rng, lasting = streams(0, "local", 1, "hospital"), streams(0, "lasting", "hospital")
+    return take_turn(workplace, rule, INFO, download, memory, windows, rng, lasting)
 
 
 def proximal(trained: Tensors, anchor: Tensors) -> Tensor:

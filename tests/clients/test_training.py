@@ -15,6 +15,7 @@ from wardround.datasets.windows import HospitalWindows, epoch_batches
 from wardround.simulator.randomness import streams
 
 RNG = streams(0, "local", 1, "hospital")
+LASTING = streams(0, "lasting", "hospital")
 CONSTANT = Schedule(warmup_steps=0, horizon_epochs=None)
 
 
@@ -33,7 +34,8 @@ def everything(replica: Replica, **more: object) -> Phase:
 
 
 def run(replica: Replica, windows: HospitalWindows, training: Training, phase: Phase | None = None, state=None):
-    return fit(replica, phase or everything(replica), windows, training, NoAugment(), state or OptimizerState(), RNG)
+    phase, state = phase or everything(replica), state or OptimizerState()
+    return fit(replica, phase, windows, training, NoAugment(), state, RNG, LASTING)
 
 
 def test_a_fit_is_the_plain_loop(replica: Replica, windows: HospitalWindows) -> None:
@@ -208,7 +210,7 @@ def test_augmentation_reaches_the_batches(replica: Replica, windows: HospitalWin
     start, training = replica.read(), Training(steps=2)
     plain, _ = run(replica, windows, training)
     replica.load(start)
-    augmented, _ = fit(replica, everything(replica), windows, training, Augment(), OptimizerState(), RNG)
+    augmented, _ = fit(replica, everything(replica), windows, training, Augment(), OptimizerState(), RNG, LASTING)
     assert plain.mean_loss != augmented.mean_loss
 
 

@@ -40,8 +40,9 @@ def test_one_hospital_is_plain_training(make_federated: Make) -> None:
     replica, hospital = federated.workplace.replica, federated.hospitals["hospital-0"]
     replica.load(before.server.tensors)
     phase = PlainTraining().phases(federated.aggregator.broadcast(before.server, hospital.info), {})[0]
-    rng = federated.rng("local", 1, "hospital-0")
-    plain, _ = fit(replica, phase, hospital.train, federated.workplace.training, NoAugment(), OptimizerState(), rng)
+    streams = federated.rng("local", 1, "hospital-0"), federated.rng("lasting", "hospital-0")
+    training = federated.workplace.training
+    plain, _ = fit(replica, phase, hospital.train, training, NoAugment(), OptimizerState(), *streams)
     assert_same(dict(after.server.tensors), dict(plain.tensors), 0.0)
 
 
@@ -100,6 +101,25 @@ def test_augmentation_and_batches_are_the_same_for_every_aggregator(make_federat
         federated = replace(federated, workplace=replace(federated.workplace, augment=Augment()))
         losses.append([row for row in advance(federated, before).rows["metrics"] if row["metric"] == "loss"])
     assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize(("variants", "fewest", "most"), [(0, 120, 120), (1, 24, 24), (2, 40, 48)])
+def test_variants_last_over_rounds(
+    make_federated: Make, monkeypatch: pytest.MonkeyPatch, variants: int, fewest: int, most: int
+) -> None:
+    """24 windows in 5 rounds of one epoch: 24 M forms in all, of which 1 in 16 is missed with M = 2."""
+    federated, checkpoint = make_federated(FedAvg())
+    augment = Augment(rotation_p=1, variants=variants)
+    federated = replace(federated, workplace=replace(federated.workplace, augment=augment))
+    replica, seen = federated.workplace.replica, []
+    encode = replica.encode
+    monkeypatch.setattr(replica, "encode", lambda images: seen.extend(images.numpy().copy()) or encode(images))
+    for _ in range(5):
+        checkpoint = advance(federated, checkpoint).checkpoint
+    assert len(seen) == 5 * 24
+    forms = {form.tobytes() for form in seen}
+    assert fewest <= len(forms) <= most
+    assert {form.tobytes() for form in seen[:24]} != {form.tobytes() for form in seen[24:48]} or variants == 1
 
 
 def test_the_ledger_counts_the_bytes_that_travel(make_federated: Make) -> None:
