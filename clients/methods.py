@@ -1,4 +1,4 @@
-"""Methods: which tensors may train, and hence travel. One dataclass per row of FLAP-SAM's comparison, one table.
+"""Methods: which tensors may train, and hence travel. One dataclass per method, one table.
 
 What trains is found through modules (their place in the network, their class), never through parts of names.
 
@@ -14,8 +14,17 @@ What trains is found through modules (their place in the network, their class), 
 | lora_decoder    | LoRA and the mask decoder                                                      |
 | flap_sam        | LoRA and head                                                                  |
 +-----------------+--------------------------------------------------------------------------------+
+| samed           | LoRA of rank 4 in the encoder alone, prompt encoder, mask decoder              |
++-----------------+--------------------------------------------------------------------------------+
+| samed_s         | LoRA of rank 4, prompt encoder, mask decoder without its transformer           |
++-----------------+--------------------------------------------------------------------------------+
+| ma_sam          | slice adapters in the encoder, the mask decoder                                |
++-----------------+--------------------------------------------------------------------------------+
 
-Source: arXiv 2407.21739 (FLAP-SAM), Fig. 1 and released code.
+The Gaussian matrix of the positional encoding is fixed: a buffer, which no method trains.
+
+Source: arXiv 2407.21739 (FLAP-SAM), Fig. 1 and released code; arXiv 2304.13785 (SAMed) and arXiv 2309.08842 (MA-SAM)
+with theirs.
 """
 
 from __future__ import annotations
@@ -30,6 +39,7 @@ from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttentio
 from ..aggregators.contract import Kind, Layout, Part, Streams
 from .lora import Adapter, LoRA, Rows, adapt, initialise_adapters, pairs
 from .sam import SamNet
+from .slice_adapter import adapt_slices, initialise_slice_adapters, slice_adapters
 
 
 class Method(Protocol):
@@ -138,6 +148,92 @@ class FlapSam(LowRank):
         return layout(model, dense=model.mask_decoder.head())
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamedLoRA(LoRA):
+    """SAMed's settings of the low-rank adapters: :class:`~wardround.clients.lora.LoRA` of rank 4."""
+
+    rank: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samed(LowRank):
+    """Trains LoRA on q and v of the encoder, the prompt encoder and the mask decoder: SAMed.
+
+    Of the prompt encoder, which counts and travels whole, a forward pass without prompts reaches the "no mask"
+    embedding alone. SAMed's images have 512 px and its logits SAM's own 4x resolution: ``image_size: 512`` and
+    ``upscaler: sam`` of the model.
+
+    ViT-B at rank R, C classes and 512 px: 36,864 R + 6,220 + the decoder; at R = 4 and C = 2 that is
+    147,456 + 6,220 + 3,918,019 = 4,071,695.
+
+    Args:
+        lora: Settings of the adapters.
+
+    Source: Zhang and Liu 2023, arXiv 2304.13785, and its released code.
+    """
+
+    lora: SamedLoRA = field(default_factory=SamedLoRA)
+
+    def attach(self, model: SamNet) -> Layout:
+        """See :class:`Method`."""
+        adapt_encoder(model, self.lora)
+        return layout(model, dense=[model.prompt_encoder, model.mask_decoder])
+
+
+class SamedS(Samed):
+    """Trains LoRA on q and v of encoder and decoder, the prompt encoder, and the decoder but for its transformer.
+
+    The small SAMed, as its released code has it: the decoder's transformer is frozen apart from LoRA; mask tokens,
+    hypernetworks, upscaler, IoU token, IoU head and the prompt encoder train.
+
+    ViT-B at rank R and C classes: 42,752 R + 6,220 + the decoder without the 3,291,264 of its transformer; at R = 4,
+    C = 2 and ``upscaler: sam`` that is 171,008 + 6,220 + 626,755 = 803,983.
+    """
+
+    def attach(self, model: SamNet) -> Layout:
+        """See :class:`Method`."""
+        adapt_attention(model, self.lora)
+        decoder = model.mask_decoder
+        rest = [decoder.iou_token, decoder.iou_prediction_head, *decoder.head()]
+        return layout(model, dense=[model.prompt_encoder, *rest])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaSam:
+    """Trains slice adapters in the encoder and the mask decoder: MA-SAM. The slices of a window see each other.
+
+    The window is the data's: the paper's five slices are ``windows: {depth: 5}``. At depth 1 the adapters see no
+    neighbours, only zeros, and are adapters of single slices: allowed, as the reference for what neighbours are worth.
+    The decoder of the released code is the one of ``upscaler: full``.
+
+    ViT-B at R = 384 has 24 adapters of 2 * 768 (norm) + 2 * 768 R (down, up) + 3 R^2 + R (conv) = 1,034,112 parameters,
+    together 24,818,688; with the decoder at C = 2 that is 24,818,688 + 3,902,195 = 28,720,883.
+
+    Args:
+        width: R, width of the adapters, >= 1.
+
+    Source: Chen et al. 2023, arXiv 2309.08842, and its released code.
+
+    Differs from the released code in: no low-rank factors (FacT) on q and v of the encoder; the prompt encoder is
+    frozen; the adapters' last layer starts at zero.
+    """
+
+    width: int = 384
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width: expected at least 1, got {self.width!r}")
+
+    def attach(self, model: SamNet) -> Layout:
+        """See :class:`Method`."""
+        adapt_slices(model.vision_encoder, self.width)
+        return layout(model, dense=[*slice_adapters(model), model.mask_decoder])
+
+    def initialise(self, model: SamNet, rng: Streams) -> None:
+        """Draws all but norms and last layers of the adapters."""
+        initialise_slice_adapters(model, rng)
+
+
 METHODS: dict[str, type[Method]] = {
     "full": Full,
     "attention": Attention,
@@ -147,6 +243,9 @@ METHODS: dict[str, type[Method]] = {
     "lora": LoraOnly,
     "lora_decoder": LoraDecoder,
     "flap_sam": FlapSam,
+    "samed": Samed,
+    "samed_s": SamedS,
+    "ma_sam": MaSam,
 }
 
 
@@ -161,13 +260,20 @@ def decoder_attention(model: SamNet) -> list[SamAttention]:
 
 
 def adapt_attention(model: SamNet, settings: LoRA) -> None:
-    """Puts LoRA on q and v of every attention module.
+    """Puts LoRA on q and v of every attention module of encoder and decoder."""
+    adapt_encoder(model, settings)
+    adapt_decoder(model, settings)
 
-    The encoder's q and v are rows of one fused projection [q | k | v]; the decoder has a projection each.
-    """
+
+def adapt_encoder(model: SamNet, settings: LoRA) -> None:
+    """Puts LoRA on the encoder's q and v, which are rows of one fused projection [q | k | v]."""
     for attention in encoder_attention(model):
         width = attention.qkv.in_features
         adapt(attention, "qkv", {"lora_q": (0, width), "lora_v": (2 * width, 3 * width)}, settings)
+
+
+def adapt_decoder(model: SamNet, settings: LoRA) -> None:
+    """Puts LoRA on the decoder's q and v, which have a projection each."""
     whole: dict[str, Rows] = {"lora": None}
     for decoder in decoder_attention(model):
         adapt(decoder, "q_proj", whole, settings)

@@ -182,6 +182,11 @@ class Replica:
 
     # --- the model -------------------------------------------------------------------------------------------------
 
+    @property
+    def mixes_slices(self) -> bool:
+        """Whether the logits of a slice depend on the other slices of its window."""
+        return self.model.mixes_slices
+
     def logits(self, images: Tensor) -> Tensor:
         """(b, D, H, W) windows in [0, 1] -> (b * D, C+1, h, w) mask logits, slice by slice."""
         return self.decode(self.encode(images))
@@ -189,7 +194,7 @@ class Replica:
     def encode(self, images: Tensor) -> Tensor:
         """(b, D, H, W) windows -> (b * D, width, g, g) image embeddings."""
         with self._autocast():
-            return self.model.encode(self.place(images.flatten(0, 1)[:, None]))
+            return self.model.encode(self.place(images.flatten(0, 1)[:, None]), images.shape[1])
 
     def decode(self, embedding: Tensor) -> Tensor:
         """Image embeddings -> (b * D, C+1, h, w) mask logits."""
@@ -201,7 +206,7 @@ class Replica:
         """Features of the windows under other values of the trainable tensors (full rank, on the device)."""
         flat = self.place(images.flatten(0, 1)[:, None])  # (b * D, 1, H, W)
         with self._autocast():
-            embedding: Tensor = functional_call(_Encoder(self.model), _below("model", tensors), (flat,))
+            embedding: Tensor = functional_call(_Encoder(self.model), _below("model", tensors), (flat, images.shape[1]))
         return self.model.pool(embedding)
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -217,8 +222,8 @@ class _Encoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.encode(images)
+    def forward(self, images: Tensor, depth: int) -> Tensor:
+        return self.model.encode(images, depth)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ C + 1 mask maps are returned (token 0 is background), the upscaler may reach ima
 without prompts, from the embedding that says "no mask".
 
 Legend: B images, H = W image size, P patch size, g = H / P, D width of neck and decoder, N = C + 2 tokens, C foreground
-classes, h = w size of the logits.
+classes, h = w size of the logits. ``depth`` is the number of slices of a window, for encoders that mix them.
 
 Source: Kirillov et al. 2023 (SAM); arXiv 2407.21739 (FLAP-SAM: C + 1 maps, 16x upscaler, no prompts).
 """
@@ -33,6 +33,7 @@ from transformers.models.sam.modeling_sam import (
 
 from ..aggregators.contract import Streams
 from . import sam_weights
+from .slice_adapter import SliceLayer
 
 Upscaler = Literal["full", "sam"]
 
@@ -219,16 +220,26 @@ class SamNet(nn.Module):
         self.prompt_encoder = PromptEncoder(_prompt_config(size, image_size))
         self.mask_decoder = MaskDecoder(_decoder_config(size, num_classes), stages)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C + 1, h, w) of images (B, 3, H, W) or (B, 1, H, W)."""
-        return self.decode(self.encode(images))
+    @property
+    def mixes_slices(self) -> bool:
+        """Whether an image is segmented in the light of the other slices of its window."""
+        return any(isinstance(layer, SliceLayer) for layer in self.vision_encoder.layers)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """The embedding (B, D, g, g) of images (B, 3, H, W); one channel is repeated to three."""
+    def forward(self, images: Tensor, depth: int = 1) -> Tensor:
+        """Logits (B, C + 1, h, w) of images (B, 3, H, W) or (B, 1, H, W)."""
+        return self.decode(self.encode(images, depth))
+
+    def encode(self, images: Tensor, depth: int = 1) -> Tensor:
+        """The embedding (B, D, g, g) of images (B, 3, H, W); one channel is repeated to three.
+
+        Args:
+            images: B = windows * depth slices, window after window.
+            depth: Slices of a window; without slice adapters every image stands alone, whatever it is.
+        """
         encoder = self.vision_encoder
         hidden = encoder.patch_embed(images.expand(-1, 3, -1, -1)) + encoder.pos_embed  # (B, g, g, width)
         for layer in encoder.layers:
-            hidden = layer(hidden)
+            hidden = layer(hidden, depth) if isinstance(layer, SliceLayer) else layer(hidden)
         embedding: Tensor = encoder.neck(hidden)
         return embedding
 
@@ -243,9 +254,9 @@ class SamNet(nn.Module):
         """The mean (B, D) of an embedding (B, D, g, g) over the grid."""
         return embedding.mean(dim=(2, 3))
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, depth: int = 1) -> Tensor:
         """The pooled embedding (B, D) of images."""
-        return self.pool(self.encode(images))
+        return self.pool(self.encode(images, depth))
 
     def unused(self) -> tuple[nn.Module, ...]:
         """Modules that a promptless forward pass never touches; their parameters count and travel all the same."""

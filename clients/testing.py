@@ -27,7 +27,8 @@ def check_method(method: Method) -> None:
     Checked: a second call of ``attach`` and the meta device give the same layout; every name is a parameter, once, with
     a part and a kind; base tensors keep names and values; pairs have matching shapes; ``initialise`` depends on its
     streams alone and leaves nothing unset; with B = 0 the logits are exactly the base's; every trainable tensor gets a
-    gradient or lies in a module that a forward pass never touches.
+    gradient or lies in a module that a forward pass never touches; the slices of a window change each other exactly
+    when the model says so, and never those of another window.
 
     Raises:
         AssertionError: says which rule is broken.
@@ -42,6 +43,7 @@ def check_method(method: Method) -> None:
     _check_initial(method, model)
     _check_logits(bare, model, layout)
     _check_gradients(model, layout)
+    _check_slices(model, layout)
 
 
 def _attached(method: Method) -> tuple[SamNet, Layout]:
@@ -134,8 +136,23 @@ def _check_gradients(model: SamNet, layout: Layout) -> None:
     model.requires_grad_(False)
 
 
-def _images() -> Tensor:
-    return torch.rand(2, 1, _MODEL.image_size, _MODEL.image_size, generator=_streams("images"))
+@torch.no_grad()
+def _check_slices(model: SamNet, layout: Layout) -> None:
+    """Two windows of three slices; one slice of the second is changed."""
+    parameters = dict(model.named_parameters())
+    for name in layout.names:  # as if trained: what starts at zero mixes nothing
+        parameters[name].add_(0.1 * torch.randn(parameters[name].shape, generator=_streams("noise", name)))
+    images = _images(6)
+    before = model(images, 3)
+    images[4] = 1 - images[4]
+    changed = [not torch.equal(left, right) for left, right in zip(before, model(images, 3), strict=True)]
+    assert not any(changed[:3]), "a window changes the logits of another window"
+    assert changed[4], "a slice does not change its own logits"
+    assert (changed[3] or changed[5]) == model.mixes_slices, f"mixes_slices: expected {not model.mixes_slices}"
+
+
+def _images(number: int = 2) -> Tensor:
+    return torch.rand(number, 1, _MODEL.image_size, _MODEL.image_size, generator=_streams("images"))
 
 
 def _same(left: Tensors, right: Tensors) -> bool:

@@ -13,12 +13,12 @@ Source: FLAP-SAM (arXiv 2407.21739), Fig. 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..clients import METHODS
 from ..clients.lora import LoRA
-from ..clients.methods import Method
+from ..clients.methods import LowRank, Method
 from ..clients.sam import SIZES, Sam
 from .builder import unknown
 
@@ -33,13 +33,15 @@ class TableSetting:
     Args:
         model: The base; its weights are not looked at.
         classes: C, foreground classes, >= 1.
-        lora: LoRA settings of the methods that have it.
+        method: A method that is counted with its settings as they are; the others have their defaults.
+        lora: LoRA settings of all methods that have it; None: of each method its own.
         rounds: Rounds of the paper-style overhead, >= 1.
     """
 
     model: Sam = field(default_factory=lambda: Sam(size="vit-b", image_size=224))
     classes: int = 2
-    lora: LoRA = field(default_factory=lambda: LoRA(rank=32))
+    method: Method | None = None
+    lora: LoRA | None = None
     rounds: int = 25
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ class TableSetting:
         return cls(
             model=experiment.model,
             classes=getattr(experiment.data, "num_classes", default.classes),
+            method=experiment.method,
             lora=getattr(experiment.method, "lora", default.lora),
             rounds=experiment.rounds,
         )
@@ -75,16 +78,17 @@ class TableSetting:
                 self.model, size=size, image_size=_or(image_size, self.model.image_size), weights="random", heads="new"
             ),
             classes=_or(classes, self.classes),
-            lora=self.lora if rank is None else replace(self.lora, rank=rank),
+            lora=self.lora if rank is None else replace(self.lora or LoRA(), rank=rank),
             rounds=_or(rounds, self.rounds),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method: P, bytes per round and hospital in each direction, overhead and reductions."""
+    """One method: R (None without LoRA), P, bytes per round and hospital in each direction, overhead and reductions."""
 
     method: str
+    rank: int | None
     trained_parameters: int
     bytes_up: int
     bytes_down: int
@@ -105,8 +109,9 @@ def rows(setting: TableSetting) -> list[Row]:
         >>> [row.method for row in rows(tiny) if row.reduction == 1]
         ['full']
     """
-    counts = {name: count(_method(cls, setting.lora), setting) for name, cls in METHODS.items()}
-    return [_row(name, number, counts["full"], setting.rounds) for name, number in counts.items()]
+    methods = {name: _method(cls, setting) for name, cls in METHODS.items()}
+    counts = {name: count(method, setting) for name, method in methods.items()}
+    return [_row(name, _rank(methods[name]), number, counts["full"], setting.rounds) for name, number in counts.items()]
 
 
 def count(method: Method, setting: TableSetting) -> int:
@@ -135,6 +140,9 @@ def _notes(found: Sequence[Row]) -> list[str]:
         "overhead: parameters * 32 * rounds / 2^30, gibibits one way for one hospital over the run.",
         "reduction: ratio of parameters, full to method. paper's: ratio of the overheads as printed.",
     ]
+    if ranks := dict.fromkeys(row.rank for row in found if row.rank is not None):
+        at = (f"{rank} ({', '.join(row.method for row in found if row.rank == rank)})" for rank in ranks)
+        notes.insert(0, f"rank of LoRA: {'; '.join(at)}.")
     if any((row.method, row.paper_overhead, row.paper_reduction) == ("attention", 23.6, 2.9) for row in found):
         notes.append("FLAP-SAM's Fig. 1 prints 2.8x for attention, where its own overheads give 67.45 / 23.60 = 2.9x.")
     return notes
@@ -152,16 +160,17 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _row(method: str, parameters: int, full: int, rounds: int) -> Row:
+def _row(method: str, rank: int | None, parameters: int, full: int, rounds: int) -> Row:
     overhead, most = _overhead(parameters, rounds), _overhead(full, rounds)
     return Row(
         method=method,
+        rank=rank,
         trained_parameters=parameters,
         bytes_up=4 * parameters,
         bytes_down=4 * parameters,
         paper_overhead=overhead,
         reduction=full / parameters,
-        paper_reduction=round(most / overhead, 1) if overhead else None,
+        paper_reduction=round(most / overhead, 1) if overhead and most else None,
     )
 
 
@@ -169,10 +178,15 @@ def _overhead(parameters: int, rounds: int) -> float:
     return round(32 * parameters * rounds / 2**30, 2)
 
 
-def _method(cls: type, lora: LoRA) -> Method:
-    has_lora = "lora" in (field.name for field in fields(cls))
-    method: Method = cls(lora=lora) if has_lora else cls()
-    return method
+def _method(cls: type[Method], setting: TableSetting) -> Method:
+    method = setting.method if type(setting.method) is cls else cls()
+    if setting.lora is None or not isinstance(method, LowRank):
+        return method
+    return replace(method, lora=setting.lora)
+
+
+def _rank(method: Method) -> int | None:
+    return method.lora.rank if isinstance(method, LowRank) else None
 
 
 def _size(model: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from wardround.aggregators.contract import Aggregator, HospitalInfo
 from wardround.clients.hospital import Workplace
-from wardround.clients.lora import LoRA, initialise_adapters
+from wardround.clients.lora import LoRA
 from wardround.clients.methods import FlapSam, Method
 from wardround.clients.optimizers import SGD, Schedule
 from wardround.clients.replica import Precision, Replica
@@ -38,6 +38,14 @@ def _threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for all tests, which is not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WARDROUND_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def make_replica() -> Callable[..., Replica]:
     """Builds a replica of the tiny SAM (two classes) with FLAP-SAM's adapters, or with another method."""
@@ -52,8 +60,9 @@ def make_replica() -> Callable[..., Replica]:
         image_size: int = 32,
     ) -> Replica:
         model = Sam(size="tiny", image_size=image_size).build(2, streams(0, "init"))
-        layout = (method or FlapSam(lora=LoRA(rank=rank, alpha=alpha, power=power))).attach(model)
-        initialise_adapters(model, streams(0, "init"))
+        method = method or FlapSam(lora=LoRA(rank=rank, alpha=alpha, power=power))
+        layout = method.attach(model)
+        method.initialise(model, streams(0, "init"))
         return Replica(model, layout, precision=precision)
 
     return make

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wardround.clients.evaluation import Evaluation, evaluate, predict, summarise
+from wardround.clients.evaluation import Evaluation, _native_slices, evaluate, predict, summarise
 from wardround.clients.replica import Replica
 from wardround.datasets.contract import Case, Volume
 from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows, prepare
@@ -21,7 +21,7 @@ def volume(slices: int = 7, rows: int = 21, columns: int = 13) -> Volume:
     label[:, 3:12, 2:9] = 1
     label[:, 5:8, 4:7] = 2
     image = (label + rng.normal(0, 0.3, label.shape)).astype(np.float32)
-    return Volume(case=CASE, image=image, label=label, spacing_mm=(2.0, 1.0, 1.0))
+    return Volume(case=CASE, image=image, label=label, spacing_mm=(2.0, 1.0, 1.0), slice_axis=0)
 
 
 def prepared(windows: Windows, **shape: int) -> PreparedVolume:
@@ -79,6 +79,7 @@ class Oracle:
     """Stands where a replica stands and answers with the truth at logit resolution."""
 
     device = torch.device("cpu")
+    mixes_slices = False
 
     def __init__(self, ready: PreparedVolume) -> None:
         self.ready, self.next = ready, 0
@@ -103,6 +104,44 @@ def test_a_perfect_model_scores_one_on_the_native_grid() -> None:
     assert scored.scores["dice"] == pytest.approx((scored.scores["dice/organ"] + scored.scores["dice/lesion"]) / 2)
     assert scored.scores["hd95_mm/organ"] <= 1.0
     assert scored.scores["surface_dice/lesion"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("predicted", "slices"), [(2, 4), (4, 7), (7, 3), (1, 5), (5, 1)])
+def test_slices_come_back_to_the_native_grid_as_interpolate_brings_them(predicted: int, slices: int) -> None:
+    probabilities = torch.rand(predicted, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = F.interpolate(probabilities.permute(1, 2, 3, 0).flatten(1, 2), slices, mode="linear")
+    parts = [_native_slices(probabilities, slices, index) for index in torch.arange(slices).split(2)]
+    assert torch.allclose(torch.cat(parts).permute(1, 2, 3, 0).flatten(1, 2), expected, rtol=0, atol=1e-12)
+
+
+def test_two_slices_become_four() -> None:
+    """Their centres lie at -1/4, 1/4, 3/4 and 5/4; what is outside takes the nearest."""
+    probabilities = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    assert _native_slices(probabilities, 4, torch.arange(4)).flatten().tolist() == [0, 0.25, 0.75, 1]
+
+
+def test_slices_that_are_native_stay_bit_for_bit() -> None:
+    probabilities = torch.rand(7, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_native_slices(probabilities, 7, torch.arange(7)), probabilities)
+
+
+@pytest.mark.parametrize("grid", [(14, 32, 32), (4, 32, 32)])
+def test_a_perfect_model_on_another_grid_is_scored_on_the_native_one(grid: tuple[int, int, int]) -> None:
+    windows = Windows(grid=grid)
+    ready = prepared(windows)
+    scored = next(
+        evaluate(Oracle(ready), [ready], lambda case: volume(), windows, ("a", "b"), Evaluation(), surfaces=False)
+    )
+    assert scored.prediction.shape == (7, 21, 13)
+    assert scored.scores["dice/a"] > 0.95
+
+
+def test_prediction_on_another_grid_does_not_depend_on_the_batch(replica: Replica) -> None:
+    windows = Windows(depth=3, normalise="window", grid=(4, 20, 20))
+    ready = prepared(windows)
+    one, many = (predict(replica, ready, windows, batch_size) for batch_size in (1, 100))
+    assert one.shape == (7, 21, 13)
+    assert (one == many).mean() > 0.999  # argmax ties of rounding
 
 
 def test_surfaces_only_when_asked() -> None:

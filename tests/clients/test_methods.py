@@ -9,13 +9,27 @@ from torch import nn
 from wardround.aggregators.contract import Layout
 from wardround.clients import METHODS
 from wardround.clients.lora import LoRA, set_rank
-from wardround.clients.methods import FlapSam, Full, LowRank, Method, decoder_attention, encoder_attention, layout
+from wardround.clients.methods import (
+    FlapSam,
+    Full,
+    LowRank,
+    MaSam,
+    Method,
+    Samed,
+    SamedS,
+    decoder_attention,
+    encoder_attention,
+    layout,
+)
 from wardround.clients.sam import Sam, SamNet
+from wardround.clients.slice_adapter import adapt_slices
 from wardround.clients.testing import check_method
+from wardround.simulator.builder import build
 from wardround.simulator.randomness import streams
 
 VIT_B = Sam(size="vit-b", image_size=224)
 TINY = Sam(size="tiny", image_size=32)
+TINY_BLOCKS = 2
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -23,7 +37,7 @@ def test_contract(name: str) -> None:
     check_method(METHODS[name]())
 
 
-@pytest.mark.parametrize("name", ["lora", "lora_decoder", "flap_sam"])
+@pytest.mark.parametrize("name", ["lora", "lora_decoder", "flap_sam", "samed", "samed_s"])
 @pytest.mark.parametrize("settings", [LoRA(rank=1), LoRA(rank=5, power=1.0), LoRA(rank=4, init_b="normal")], ids=repr)
 def test_contract_at_other_settings(name: str, settings: LoRA) -> None:
     check_method(METHODS[name](lora=settings))
@@ -56,9 +70,38 @@ class Touching(Full):
         return super().attach(model)
 
 
+class Secretive(MaSam):
+    """Breaks the contract: the last block mixes slices and the model does not say so."""
+
+    def attach(self, model: SamNet) -> Layout:  # see the class
+        found = super().attach(model)
+        model.__class__ = _Silent
+        return found
+
+
+class _Silent(SamNet):
+    mixes_slices = False  # type: ignore[assignment]
+
+
+class Leaking(MaSam):
+    """Breaks the contract: takes the whole batch for one window."""
+
+    def attach(self, model: SamNet) -> Layout:  # see the class
+        adapt_slices(model.vision_encoder, self.width)
+        for block in model.vision_encoder.layers:
+            block.register_forward_pre_hook(lambda module, inputs: (inputs[0], len(inputs[0])))
+        return super().attach(model)
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
-    [(Forgetful(), "left unset"), (Unstable(), "another layout"), (Touching(), "changed their values")],
+    [
+        (Forgetful(), "left unset"),
+        (Unstable(), "another layout"),
+        (Touching(), "changed their values"),
+        (Secretive(), "mixes_slices: expected True"),
+        (Leaking(), "another window"),
+    ],
 )
 def test_the_contract_suite_notices(method: Method, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
@@ -111,6 +154,93 @@ def test_lora_sits_on_q_and_v_everywhere() -> None:
     assert {pair.rows for pair in decoder} == {None}
     assert sum(parameters[n].numel() for pair in encoder for n in (pair.A, pair.B)) == 36_864 * 32
     assert sum(parameters[n].numel() for pair in decoder for n in (pair.A, pair.B)) == 5_888 * 32
+
+
+HEAD_SAM = 73_952 + 3 * 139_808 + 768
+"""Upscaler, hypernetworks and mask tokens of ViT-B at C = 2 and ``upscaler: sam``.
+
+Upscaler: 256 * 64 * 4 + 64 = 65,600, norm 128, 64 * 32 * 4 + 32 = 8,224. A hypernetwork 256 -> 256 -> 256 -> 32:
+2 * 65,792 + 8,224 = 139,808. Tokens: 3 * 256.
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "full", "sam"),
+    [
+        (Samed(), 36_864 * 4 + 6_220 + 3_902_195, 36_864 * 4 + 6_220 + 3_291_264 + HEAD_SAM + 256 + 132_355),
+        (SamedS(), 42_752 * 4 + 6_220 + 478_320 + 256 + 132_355, 42_752 * 4 + 6_220 + HEAD_SAM + 256 + 132_355),
+        (
+            MaSam(),
+            24 * (2 * 768 + 2 * 768 * 384 + 3 * 384**2 + 384) + 3_902_195,
+            24 * (2 * 768 + 2 * 768 * 384 + 3 * 384**2 + 384) + 3_291_264 + HEAD_SAM + 256 + 132_355,
+        ),
+        (MaSam(width=1), 24 * (2 * 768 + 2 * 768 + 3 + 1) + 3_902_195, None),
+    ],
+    ids=repr,
+)
+def test_counts_by_hand(method: Method, full: int, sam: int | None) -> None:
+    """ViT-B at C = 2, 224 px with the full upscaler and 512 px with SAM's: LoRA, prompt encoder, pieces of the decoder.
+
+    SAMed at full: 147,456 + 6,220 + 3,902,195 = 4,055,871; SAMed_s: 171,008 + 6,220 + 610,931 = 788,159; MA-SAM:
+    24 * 1,034,112 + 3,902,195 = 28,720,883.
+    """
+    assert trained(method, VIT_B) == full
+    if sam is not None:
+        assert trained(method, replace(VIT_B, image_size=512, upscaler="sam")) == sam
+
+
+def trained(method: Method, model: Sam) -> int:
+    net = model.build_meta(2)
+    names = method.attach(net).names
+    parameters = dict(net.named_parameters())
+    return sum(parameters[name].numel() for name in names)
+
+
+def parts_of(method: Method) -> tuple[SamNet, Layout, set[str]]:
+    """The adapted tiny model, its layout, and the first words of what trains."""
+    net = TINY.build_meta(2)
+    found = method.attach(net)
+    return net, found, {".".join(name.split(".")[:2]) for name in found.dense}
+
+
+def test_samed_adapts_the_encoder_alone_and_trains_decoder_and_prompt_encoder_whole() -> None:
+    net, found, _ = parts_of(Samed())
+    assert {found.part[pair.A] for pair in found.pairs} == {"encoder"}
+    assert len(found.pairs) == 2 * TINY_BLOCKS
+    whole = [name for name, _ in net.named_parameters() if name.startswith(("prompt_encoder.", "mask_decoder."))]
+    assert list(found.dense) == whole
+    assert not any("positional_embedding" in name for name in found.names)  # a buffer
+
+
+def test_samed_s_freezes_the_decoders_transformer_apart_from_lora() -> None:
+    _, found, words = parts_of(SamedS())
+    assert found.pairs == FlapSam(lora=Samed().lora).attach(TINY.build_meta(2)).pairs
+    assert "mask_decoder.transformer" not in words
+    assert {"mask_decoder.iou_token", "mask_decoder.iou_prediction_head", "prompt_encoder.no_mask_embed"} <= words
+
+
+def test_ma_sam_trains_its_adapters_and_the_decoder() -> None:
+    net, found, _ = parts_of(MaSam(width=4))
+    assert not found.pairs
+    decoder = [name for name, _ in net.named_parameters() if name.startswith("mask_decoder.")]
+    adapters = [name for name, _ in net.named_parameters() if "slice_adapter" in name]
+    assert list(found.dense) == adapters + decoder
+    first = "vision_encoder.layers.0.slice_adapter1."
+    kinds = {name.removeprefix(first): found.kind[name] for name in found.dense if name.startswith(first)}
+    assert kinds == {
+        "norm.weight": "norm",
+        "norm.bias": "norm",
+        "down.weight": "weight",
+        "conv.weight": "weight",
+        "conv.bias": "bias",
+        "up.weight": "weight",
+    }
+    assert {found.part[name] for name in adapters} == {"encoder"}
+
+
+def test_samed_keeps_its_rank_when_another_setting_of_its_lora_is_given() -> None:
+    assert Samed().lora.rank == SamedS().lora.rank == 4
+    assert build(Samed, {"lora": {"alpha": 2.0}}).lora.rank == 4
 
 
 def test_adapter_names_lie_below_the_unchanged_base_name() -> None:

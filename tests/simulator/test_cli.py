@@ -15,7 +15,7 @@ import pytest
 from wardround.simulator import cli
 from wardround.simulator import run as run_module
 
-COMMANDS = ("run", "report", "verify", "table", "list")
+COMMANDS = ("run", "report", "verify", "table", "list", "data")
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +140,7 @@ def test_table_json_has_the_keys_and_the_counts(capsys: pytest.CaptureFixture[st
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["flap_sam"] == {
         "method": "flap_sam",
+        "rank": 32,
         "trained_parameters": 1846384,
         "bytes_up": 7385536,
         "bytes_down": 7385536,

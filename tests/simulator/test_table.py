@@ -1,14 +1,16 @@
 """The table of methods: FLAP-SAM's counts and figures, exactly."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from wardround.clients.lora import LoRA
+from wardround.clients.methods import MaSam, Samed
 from wardround.clients.sam import Sam
 from wardround.simulator.table import Row, TableSetting, rows, text
 
-COUNTS = {  # FLAP-SAM at ViT-B, 224 px, rank 32: C = 2, C = 1
+COUNTS = {  # FLAP-SAM's rows at ViT-B, 224 px, rank 32, then further methods, SAMed at rank 4: C = 2, C = 1
     "full": (90_532_927, 90_398_774),
     "attention": (31_681_152, 31_681_152),
     "attention_code": (30_053_104, 29_919_208),
@@ -17,6 +19,9 @@ COUNTS = {  # FLAP-SAM at ViT-B, 224 px, rank 32: C = 2, C = 1
     "lora": (1_368_064, 1_368_064),
     "lora_decoder": (5_270_259, 5_136_106),
     "flap_sam": (1_846_384, 1_712_488),
+    "samed": (147_456 + 6_220 + 3_902_195, 147_456 + 6_220 + 3_768_042),
+    "samed_s": (171_008 + 6_220 + 610_931, 171_008 + 6_220 + 476_778),
+    "ma_sam": (24 * 1_034_112 + 3_902_195, 24 * 1_034_112 + 3_768_042),
 }
 
 FIGURE_1 = {  # overhead and reduction; attention's 2.9 follows from the printed overheads (the paper prints 2.8)
@@ -41,6 +46,25 @@ def test_counts_are_those_of_the_paper(classes: int, column: int) -> None:
     assert found == {method: counts[column] for method, counts in COUNTS.items()}
 
 
+def test_every_method_has_its_own_rank_until_one_is_given(paper: list[Row]) -> None:
+    own = {"lora": 32, "lora_decoder": 32, "flap_sam": 32, "samed": 4, "samed_s": 4}
+    assert {row.method: row.rank for row in paper if row.rank is not None} == own
+    given = rows(TableSetting().changed(rank=8))
+    assert {row.method: row.rank for row in given if row.rank is not None} == dict.fromkeys(own, 8)
+    assert {row.method: row.trained_parameters for row in given}["samed"] == 8 * 36_864 + 6_220 + 3_902_195
+    assert "rank of LoRA: 32 (lora, lora_decoder, flap_sam); 4 (samed, samed_s)." in text(paper)
+    assert "rank of LoRA: 8 (lora, lora_decoder, flap_sam, samed, samed_s)." in text(given)
+
+
+def test_a_given_method_is_counted_with_its_settings() -> None:
+    """Two blocks of width 32 with two adapters each, R = 4: 4 * (2 * 32 + 2 * 32 * 4 + 3 * 16 + 4) = 1,488."""
+    tiny = TableSetting(model=Sam(size="tiny", image_size=32), method=MaSam(width=4))
+    found = {row.method: row.trained_parameters for row in rows(tiny)}
+    assert found["ma_sam"] - found["decoder"] == 1_488
+    ranked = replace(tiny, method=Samed(), lora=LoRA(rank=2))
+    assert {row.method: row.rank for row in rows(ranked)}["samed"] == 2
+
+
 def test_overheads_and_reductions_are_those_of_figure_1(paper: list[Row]) -> None:
     found = {row.method: (row.paper_overhead, row.paper_reduction) for row in paper}
     assert {method: found[method] for method in FIGURE_1} == FIGURE_1
@@ -61,7 +85,7 @@ def test_lora_counts_grow_by_42752_per_rank(rank: int) -> None:
 
 
 def test_json_has_the_documented_keys(paper: list[Row]) -> None:
-    keys = {"method", "trained_parameters", "bytes_up", "bytes_down"}
+    keys = {"method", "rank", "trained_parameters", "bytes_up", "bytes_down"}
     keys |= {"paper_overhead", "reduction", "paper_reduction"}
     content = json.loads(json.dumps([row.as_dict() for row in paper]))
     assert all(set(row) == keys for row in content)
