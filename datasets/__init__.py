@@ -1,19 +1,36 @@
-"""Where the cases come from: one federation, one file; and how volumes become training windows.
+"""Where the cases come from: one data set, one file; and how volumes become training windows.
 
-``phantom`` makes its own volumes, ``msd`` reads any folder in the layout of the Medical Segmentation Decathlon.
+``phantom`` makes its own volumes in the layout of one of the others. ``fed_kits19``, ``fed_ixi`` and ``prostate`` are
+the federations of FLAP-SAM, ``synapse`` is SAMed's data, ``msd`` reads any task of the Medical Segmentation Decathlon
+and ``volumes`` any list of NIfTI files.
 
-To add a data set: one file with a frozen keyword-only dataclass that has the fields and methods of
+To add a data set: one file with a frozen keyword-only dataclass that has the methods of
 :class:`~wardround.datasets.contract.Dataset`, one row in :data:`DATASETS`, one row in the contract test
 (``tests/datasets/test_contract.py``). A class outside this package runs the same suite with
-:func:`wardround.datasets.testing.check_dataset`. An augmentation is added in the same way to :data:`AUGMENTS`.
+:func:`wardround.datasets.testing.check_dataset`. Partitions (:data:`PARTITIONS`) and augmentations (:data:`AUGMENTS`)
+are added in the same way.
 """
 
 from collections.abc import Mapping
 
 from .augment import AUGMENTS
+from .fed_ixi import FedIxi
+from .fed_kits19 import FedKits19
 from .msd import Msd
+from .partition import PARTITIONS
 from .phantom import Phantom
+from .prostate import Prostate
+from .synapse import Synapse
+from .volumes import Volumes
 
-DATASETS: Mapping[str, type] = {"phantom": Phantom, "msd": Msd}
+DATASETS: Mapping[str, type] = {
+    "phantom": Phantom,
+    "fed_kits19": FedKits19,
+    "fed_ixi": FedIxi,
+    "prostate": Prostate,
+    "msd": Msd,
+    "synapse": Synapse,
+    "volumes": Volumes,
+}
 
-__all__ = ["AUGMENTS", "DATASETS"]
+__all__ = ["AUGMENTS", "DATASETS", "PARTITIONS"]

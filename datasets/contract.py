@@ -1,17 +1,20 @@
-"""What a data set is: named hospitals with cases on disk, and how a case becomes an array.
+"""What a data set is: a pool of cases on disk, and how a case becomes an array.
 
-A plug-in of this folder is a frozen keyword-only dataclass with the fields and methods of :class:`Dataset`. It finds
-and splits cases; it reads no voxel until it is asked for one case.
+A plug-in of this folder is a frozen keyword-only dataclass with the methods of :class:`Dataset`. It finds cases and
+reads one when asked; who gets which case, and what for, is decided in one place for all data sets
+(:mod:`~wardround.datasets.split`)::
+
+    folder --Dataset.pool--> Pool --Split.federation--> Federation --Dataset.volume--> Volume --prepare--> windows
 
 Legend: S slices, H rows, W columns of a slice, C foreground classes (labels 1..C, 0 is background).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,15 +23,69 @@ from numpy.typing import NDArray
 Streams = Callable[..., torch.Generator]
 """Keyed random streams, as in ``aggregators.contract``: ``rng("split", hospital)`` gives a fresh CPU generator."""
 
+Side = Literal["train", "validation", "test"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One image and its mask. ``patient`` keeps scans of one person on one side of a split."""
+    """One image and its mask.
+
+    Args:
+        name: Of its own in the whole pool; predictions are named after it.
+        patient: Keeps scans of one person together: in one hospital, on one side of a split.
+        image: File of the image.
+        label: File of the mask; the same as ``image`` where one file holds both.
+        parts: Further files where a volume is stored in several.
+        site: Where it was acquired, as far as the data set knows; the natural hospital.
+        side: What it is for in the data set's own split, where it has one.
+    """
 
     name: str
     patient: str
     image: Path
     label: Path
+    parts: tuple[Path, ...] = ()
+    site: str | None = None
+    side: Side | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the case is read from, once."""
+        return tuple(dict.fromkeys((self.image, self.label, *self.parts)))
+
+
+class DataError(ValueError):
+    """What is wrong with a folder of data: every problem at once, of which the message shows the first 20.
+
+    Args:
+        where: The folder, or the file of a single case.
+        problems: One line each, beginning with the file or the case.
+    """
+
+    SHOWN = 20
+
+    def __init__(self, where: Path, problems: Sequence[str]) -> None:
+        self.where, self.problems = where, tuple(problems)
+        hidden = len(problems) - self.SHOWN
+        lines = [*problems[: self.SHOWN], *([f"and {hidden} more"] if hidden > 0 else [])]
+        head = f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}:"
+        super().__init__("\n  ".join([head, *lines]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The cases of a folder, sorted by name, before anybody has them.
+
+    Args:
+        cases: Those whose files are there.
+        classes: Names of the C foreground classes.
+        problems: What is wrong with the folder, one line each: files that are missing, tables that contradict it.
+            A pool with problems can be looked at, and trains nobody.
+    """
+
+    cases: tuple[Case, ...]
+    classes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +99,19 @@ class Cases:
 
 @dataclass(frozen=True, kw_only=True)
 class Federation:
-    """Hospitals by name (sorted) and the names of the C foreground classes."""
+    """Who has which cases.
+
+    Args:
+        hospitals: The hospitals that train, by name, sorted.
+        classes: Names of the C foreground classes.
+        common: Test cases that belong to nobody: every hospital's model would be asked the same questions.
+        unseen: Test cases of sites that do not train, by name, sorted.
+    """
 
     hospitals: Mapping[str, Cases]
     classes: tuple[str, ...]
+    common: tuple[Case, ...] = ()
+    unseen: Mapping[str, tuple[Case, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,30 +123,27 @@ class Volume:
         image: (S, H, W) float32, in the units of the file, after the data set's clipping, not yet normalised.
         label: (S, H, W) uint8, values 0..C.
         spacing_mm: (slice, row, column) spacing in millimetres, from the header.
+        slice_axis: The array axis of the file along which the slices lie; the way back onto its grid.
     """
 
     case: Case
     image: NDArray[np.float32]
     label: NDArray[np.uint8]
     spacing_mm: tuple[float, float, float]
+    slice_axis: int
 
 
 class Dataset(Protocol):
-    """Where the cases of a federation come from."""
-
-    @property
-    def slice_axis(self) -> int:
-        """The array axis of the file along which slices are taken."""
-        ...
+    """Where cases come from."""
 
     def locate(self, root: Path | None) -> Path:
         """The folder to read. Raises ValueError when it is missing, saying how to get it."""
         ...
 
-    def federation(self, root: Path, rng: Streams) -> Federation:
-        """Finds and splits the cases. Raises ValueError listing every problem of the folder at once."""
+    def pool(self, root: Path) -> Pool:
+        """Finds the cases; reads no voxel. Raises ValueError only where there is nothing to be found at all."""
         ...
 
     def volume(self, case: Case) -> Volume:
-        """Reads one case, checks it and brings slices to the front."""
+        """Reads one case, checks it and brings slices to the front. Raises DataError with every problem of the case."""
         ...

@@ -1,6 +1,9 @@
-"""NIfTI files in and out, with one clear error per fault.
+"""NIfTI files in and out, with one clear line per fault and every fault of a case at once.
 
-Legend: S slices, H rows, W columns, C foreground classes.
+A file is read once from front to end, a few planes at a time, straight into the array that is kept (float32 images,
+uint8 masks, slices first); a compressed file's checksum is compared on the way.
+
+Legend: S slices, H rows, W columns, C foreground classes; X, Y, Z the array axes of a file.
 """
 
 from __future__ import annotations
@@ -9,18 +12,53 @@ import gzip
 import os
 import tempfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from .contract import Case, Volume
+from .contract import Case, DataError, Volume
+from .voxels import ImageCheck, LabelCheck, clip, percentiles
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 AFFINE_TOLERANCE = 1e-3
 """Largest difference between the affines of image and mask, in millimetres (per voxel step and at the origin)."""
+
+PLANES = 16
+"""How many planes of X x Y voxels are in memory twice while a file is read."""
+
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
+"""What nibabel and gzip raise at damaged files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NiftiFile:
+    """An open file, voxels not yet read.
+
+    Args:
+        path: The file.
+        image: Its nibabel image.
+        shape: (X, Y, Z) of the volume.
+        channel: Which volume along a fourth axis.
+    """
+
+    path: Path
+    image: Any
+    shape: tuple[int, int, int]
+    channel: int
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name says so: ``.nii`` or ``.nii.gz``."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def read_case(
@@ -31,8 +69,12 @@ def read_case(
     clip_percentiles: tuple[float, float] | None = None,
     clip_range: tuple[float, float] | None = None,
     merge_foreground: bool = False,
+    channel: int | None = None,
+    channel_names: Sequence[str] = (),
 ) -> Volume:
     """Reads and checks an image and its mask, and brings slices to the front.
+
+    In memory at most: the float32 image twice (``clip_percentiles`` sorts a copy), or image and mask once.
 
     Args:
         case: The two files.
@@ -41,31 +83,114 @@ def read_case(
         clip_percentiles: Clip the image to these percentiles of its own voxels, in percent.
         clip_range: Clip the image to these values, in the units of the file.
         merge_foreground: Every label above 0 becomes 1 (before the check of the range).
+        channel: Which volume along the fourth axis of the image; None: the image must be 3D.
+        channel_names: What there is to choose from, for the message.
 
     Raises:
-        ValueError: names the file, what was expected and what came.
+        DataError: every problem of the two files: which file, what was expected and what came.
     """
-    image_file, label_file = _open(case.image), _open(case.label)
-    image, label = _voxels(image_file, case.image), _voxels(label_file, case.label)
-    _check_same_grid(case, image, label, image_file.affine, label_file.affine)
-    label = _checked_labels(case, label, num_classes, merge_foreground)
+    problems: list[str] = []
+    image_file = _noted(problems, open_nifti, case.image, channel, channel_names)
+    label_file = _noted(problems, open_nifti, case.label)
+    image = spacing = bounds = label = None
+    if image_file is not None:
+        spacing = _noted(problems, _spacing, image_file, slice_axis)
+        image = _noted(problems, _read_image, image_file, slice_axis)
+        bounds = None if image is None else percentiles(image, clip_percentiles)
+    if image_file is not None and label_file is not None:
+        problems += _grid_problems(image_file, label_file)
+    if label_file is not None:
+        check = LabelCheck(num_classes, merge_foreground=merge_foreground)
+        label = _noted(problems, _read_label, label_file, slice_axis, check, image)
+    if problems or image is None or label is None or spacing is None:
+        raise DataError(case.image, problems)
     return Volume(
         case=case,
-        image=np.ascontiguousarray(np.moveaxis(_clipped(image, clip_percentiles, clip_range), slice_axis, 0)),
-        label=np.ascontiguousarray(np.moveaxis(label, slice_axis, 0)),
-        spacing_mm=_spacing(image_file, slice_axis),
+        image=clip(image, bounds, clip_range),
+        label=label,
+        spacing_mm=spacing,
+        slice_axis=slice_axis,
     )
 
 
-def read_image(path: Path, *, slice_axis: int) -> tuple[NDArray[np.float32], tuple[float, float, float]]:
-    """An image without a mask: (S, H, W) float32 and its (slice, row, column) spacing in millimetres.
+def read_image(
+    path: Path,
+    *,
+    slice_axis: int,
+    clip_percentiles: tuple[float, float] | None = None,
+    clip_range: tuple[float, float] | None = None,
+    channel: int | None = None,
+    channel_names: Sequence[str] = (),
+) -> Volume:
+    """An image without a mask: a case named after its file, with a mask of zeros. Settings as :func:`read_case`.
 
     Raises:
-        ValueError: as :func:`read_case`.
+        DataError: every problem of the file.
     """
-    file = _open(path)
-    image = _clipped(_voxels(file, path), None, None)
-    return np.ascontiguousarray(np.moveaxis(image, slice_axis, 0)), _spacing(file, slice_axis)
+    problems: list[str] = []
+    file = open_nifti(path, channel, channel_names)
+    spacing = _noted(problems, _spacing, file, slice_axis)
+    image = _noted(problems, _read_image, file, slice_axis)
+    if image is None or spacing is None:
+        raise DataError(path, problems)
+    name = case_name(path)
+    return Volume(
+        case=Case(name=name, patient=name, image=path, label=path),
+        image=clip(image, percentiles(image, clip_percentiles), clip_range),
+        label=np.zeros(image.shape, np.uint8),
+        spacing_mm=spacing,
+        slice_axis=slice_axis,
+    )
+
+
+def reading_problems(
+    slice_axis: int,
+    clip_percentiles: tuple[float, float] | None,
+    channel: int | None,
+    clip_range: tuple[float, float] | None = None,
+) -> list[str]:
+    """What is wrong with settings that are passed to :func:`read_case`."""
+    problems = []
+    if slice_axis not in (0, 1, 2):
+        problems.append(f"slice_axis: expected 0, 1 or 2, got {slice_axis!r}")
+    if clip_percentiles is not None and not 0 <= clip_percentiles[0] < clip_percentiles[1] <= 100:
+        problems.append(f"clip_percentiles: expected two of 0 to 100, the smaller first, got {clip_percentiles!r}")
+    if clip_range is not None and not clip_range[0] < clip_range[1]:
+        problems.append(f"clip_range: expected two numbers, the smaller first, got {clip_range!r}")
+    if channel is not None and channel < 0:
+        problems.append(f"channel: expected 0 or more, got {channel!r}")
+    return problems
+
+
+def case_name(path: Path) -> str:
+    """The name of a file without ``.nii`` or ``.nii.gz``."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def write_prediction(path: Path, labels: NDArray[np.uint8], volume: Volume) -> None:
+    """Puts the labels of a volume back on the array axes of the file that it was read from.
+
+    Where that is a NIfTI file, its grid and header are kept (:func:`write_label_map`). Other files know no place in
+    space: the affine is diagonal then, with the spacing of the volume.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; its folder is made where it is missing.
+        labels: (S, H, W) uint8, the shape of the volume.
+        volume: As it was read.
+
+    Raises:
+        ValueError: the labels have another shape.
+    """
+    if is_nifti(volume.case.image):
+        write_label_map(path, labels, like=volume.case.image, slice_axis=volume.slice_axis)
+        return
+    if labels.shape != volume.image.shape:
+        raise ValueError(f"{path}: expected labels of the shape {volume.image.shape}, got {labels.shape}")
+    zooms = list(volume.spacing_mm[1:])
+    zooms.insert(volume.slice_axis, volume.spacing_mm[0])
+    image = nifti_image(np.moveaxis(labels, 0, volume.slice_axis).astype(np.uint8), np.diag([*zooms, 1.0]))
+    image.header.set_xyzt_units("mm")
+    write_nifti(path, image)
 
 
 def write_label_map(path: Path, labels: NDArray[np.uint8], *, like: Path, slice_axis: int) -> None:
@@ -83,7 +208,7 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], *, like: Path, slice_
     Raises:
         ValueError: the labels do not fit the grid of the image.
     """
-    source = _open(like)
+    source = _load(like)
     shape = tuple(source.shape[:3])
     on_grid = np.moveaxis(labels, 0, slice_axis)
     if on_grid.shape != shape:
@@ -128,50 +253,75 @@ def _umask() -> int:
     return mask
 
 
-def _open(path: Path) -> Any:
+def open_nifti(path: Path, channel: int | None = None, channel_names: Sequence[str] = ()) -> NiftiFile:
+    """Opens a file and checks its header.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        channel: Which volume along the fourth axis; None: there must be one only.
+        channel_names: What there is to choose from, for the message.
+
+    Raises:
+        DataError: what is wrong with the file.
+    """
+    image = _load(path)
+    shape = tuple(int(length) for length in image.shape)
+    single = len(shape) == 3 or shape[3:] == (1,)
+    if not (single if channel is None else len(shape) == 4 and channel < shape[3]):
+        raise _fault(path, _dimensions(shape, channel, channel_names))
+    if 0 in shape:
+        raise _fault(path, f"expected a volume with voxels, got shape {shape}")
+    if image.dataobj.dtype.kind not in "biuf":
+        raise _fault(path, f"expected one real number per voxel, got data type {image.dataobj.dtype}")
+    return NiftiFile(path=path, image=image, shape=(shape[0], shape[1], shape[2]), channel=channel or 0)
+
+
+def _dimensions(shape: tuple[int, ...], channel: int | None, names: Sequence[str]) -> str:
+    """What is wrong with the dimensions of a file."""
+    listed = f" ({', '.join(f'{number} {name}' for number, name in enumerate(names))})" if names else ""
+    if channel is not None:
+        return f"expected a fourth axis with channel {channel}{listed}, got shape {shape}"
+    advice = f"; choose one of {shape[3]} with the setting 'channel'{listed}" if len(shape) == 4 else ""
+    return f"expected a volume of 3 dimensions (a 4th of length 1 is dropped), got shape {shape}{advice}"
+
+
+def _load(path: Path) -> Any:
     """A nibabel image, voxels not yet read."""
     if not path.is_file():
-        raise ValueError(f"{path}: expected a NIfTI file (.nii, .nii.gz), found none there")
+        raise _fault(path, "expected a NIfTI file (.nii, .nii.gz), found none there")
+    if not is_nifti(path):
+        raise _fault(path, "expected a NIfTI file (.nii, .nii.gz), got another suffix")
     try:
-        _check_gzip(path)
         image = nib.load(path)
-    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{path}: expected a readable NIfTI file, got {_reason(error)}") from error
+    except UNREADABLE as error:
+        raise _fault(path, f"expected a readable NIfTI file, got {_reason(_gzip_error(path) or error)}") from error
     if not isinstance(image, nib.Nifti1Pair):  # NIfTI-2 is a subclass
-        raise ValueError(f"{path}: expected a NIfTI file, got {type(image).__name__}")
+        raise _fault(path, f"expected a NIfTI file, got {type(image).__name__}")
     return image
 
 
-def _check_gzip(path: Path) -> None:
-    """Reads a compressed file to its end, where its checksum is compared; nibabel stops after the last voxel."""
-    if path.suffix == ".gz":
-        with gzip.open(path) as file:
-            while file.read(1 << 20):
-                pass
-
-
-def _voxels(image: Any, path: Path) -> NDArray[Any]:
-    """The three-dimensional array of a file, finite and not empty, in the dtype of the scaled data."""
-    shape = tuple(image.shape)
-    if len(shape) == 4 and shape[3] == 1:
-        shape = shape[:3]
-    if len(shape) != 3:
-        raise ValueError(
-            f"{path}: expected a volume of 3 dimensions (a 4th of length 1 is dropped), got shape {image.shape}"
-        )
-    if 0 in shape:
-        raise ValueError(f"{path}: expected a volume with voxels, got shape {image.shape}")
+def _gzip_error(path: Path) -> BaseException | None:
+    """What is wrong with the compression, of which nibabel only says that it cannot tell the type of the file."""
     try:
-        array = np.asarray(image.dataobj).reshape(shape)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{path}: expected {shape} voxels, the file is damaged: {_reason(error)}") from error
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: expected one real number per voxel, got data type {array.dtype}")
-    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        count = array.size - int(finite.sum())
-        raise ValueError(f"{path}: expected finite voxels, got {count} that are not, first {array[first]} at {first}")
-    return array
+        with _stream(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except UNREADABLE as error:
+        return error
+    return None
+
+
+def _fault(path: Path, *what: str) -> DataError:
+    return DataError(path, [f"{path}: {line}" for line in what])
+
+
+def _noted(problems: list[str], read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """What ``read`` returns; None where it finds problems, which are added."""
+    try:
+        return read(*args, **kwargs)
+    except DataError as error:
+        problems += error.problems
+        return None
 
 
 def _reason(error: BaseException) -> str:
@@ -179,46 +329,96 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _check_same_grid(
-    case: Case, image: NDArray[Any], label: NDArray[Any], image_affine: NDArray[Any], label_affine: NDArray[Any]
-) -> None:
+def _blocks(file: NiftiFile) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """The voxels in order: positions along Z and (X, Y, n) of them, scaled as the header says; then to the file's end.
+
+    Raises:
+        DataError: the file ends early, or its checksum is wrong.
+    """
+    stored = file.image.dataobj
+    x, y, z = file.shape
+    plane = x * y * stored.dtype.itemsize
+    try:
+        with _stream(file.path) as stream:
+            stream.seek(stored.offset + file.channel * z * plane)
+            for start in range(0, z, PLANES):
+                count = min(PLANES, z - start)
+                content = stream.read(count * plane)
+                if len(content) < count * plane:
+                    raise EOFError(f"it ends in plane {start + len(content) // plane + 1} of {z}")
+                block = np.frombuffer(content, stored.dtype).reshape((x, y, count), order="F")
+                yield slice(start, start + count), _scaled(block, float(stored.slope), float(stored.inter))
+            while stream.read(1 << 20):  # the checksum of a compressed file comes last
+                pass
+    except UNREADABLE as error:
+        raise _fault(file.path, f"expected {file.shape} voxels, the file is damaged: {_reason(error)}") from error
+
+
+def _stream(path: Path) -> BufferedIOBase:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _scaled(block: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    """``slope x + inter`` in float64; as stored where that is ``x``."""
+    return block if (slope, inter) == (1, 0) else block.astype(np.float64) * slope + inter
+
+
+def _empty(file: NiftiFile, slice_axis: int, dtype: type[np.generic]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """An array (S, H, W) to be filled, and a view of it on the axes of the file."""
+    shape = list(file.shape)
+    shape.insert(0, shape.pop(slice_axis))
+    try:
+        array = np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise _fault(file.path, f"expected a volume that fits into memory, got shape {file.shape}") from error
+    return array, np.moveaxis(array, 0, slice_axis)
+
+
+def _read_image(file: NiftiFile, slice_axis: int) -> NDArray[np.float32]:
+    """The image as float32 (S, H, W), finite."""
+    image, on_file = _empty(file, slice_axis, np.float32)
+    check = ImageCheck()
+    for where, block in _blocks(file):
+        on_file[:, :, where] = check.take(block, (0, 0, where.start))
+    if check.problems():
+        raise _fault(file.path, *check.problems())
+    return image
+
+
+def _read_label(
+    file: NiftiFile, slice_axis: int, check: LabelCheck, image: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    """The mask as uint8 (S, H, W); it must not hold the very voxels of the image (S, H, W)."""
+    label, on_file = _empty(file, slice_axis, np.uint8)
+    same = image is not None and image.shape == label.shape
+    for where, block in _blocks(file):
+        on_file[:, :, where] = check.take(block, (0, 0, where.start))
+        if same and image is not None:
+            same = np.array_equal(block, np.moveaxis(image, 0, slice_axis)[:, :, where])
+    problems = [*check.problems(), *(["expected a mask, got the same voxels as in its image"] if same else [])]
+    if problems:
+        raise _fault(file.path, *problems)
+    return label
+
+
+def _grid_problems(image: NiftiFile, label: NiftiFile) -> list[str]:
+    """Where a mask lies on another grid than its image."""
+    problems = []
     if image.shape != label.shape:
-        raise ValueError(f"{case.label}: expected the shape {image.shape} of its image {case.image}, got {label.shape}")
-    difference = float(np.abs(image_affine - label_affine).max())
+        problems.append(f"{label.path}: expected the shape {image.shape} of its image {image.path}, got {label.shape}")
+    difference = float(np.abs(image.image.affine - label.image.affine).max())
     if not difference <= AFFINE_TOLERANCE:
-        raise ValueError(
-            f"{case.label}: expected the affine of its image {case.image} (within {AFFINE_TOLERANCE:g} mm), "
+        problems.append(
+            f"{label.path}: expected the affine of its image {image.path} (within {AFFINE_TOLERANCE:g} mm), "
             f"got one that differs by up to {difference:g} mm"
         )
+    return problems
 
 
-def _checked_labels(case: Case, label: NDArray[Any], num_classes: int, merge_foreground: bool) -> NDArray[np.uint8]:
-    values = np.unique(label)
-    if not (values == np.round(values)).all():
-        wrong = float(values[values != np.round(values)][0])
-        raise ValueError(f"{case.label}: expected whole numbers as labels, got {wrong!r}")
-    if merge_foreground:
-        label, values = (label > 0).astype(np.uint8), np.unique(values > 0).astype(np.uint8)
-    if values[0] < 0 or values[-1] > num_classes:
-        outside = [int(value) for value in values if not 0 <= value <= num_classes]
-        raise ValueError(f"{case.label}: expected labels 0 to {num_classes}, got {outside} too")
-    return label.astype(np.uint8)
-
-
-def _clipped(
-    image: NDArray[Any], percentiles: tuple[float, float] | None, bounds: tuple[float, float] | None
-) -> NDArray[np.float32]:
-    if percentiles is not None:
-        image = np.clip(image, *np.percentile(image, percentiles))
-    if bounds is not None:
-        image = np.clip(image, *bounds)
-    return image.astype(np.float32)
-
-
-def _spacing(image: Any, slice_axis: int) -> tuple[float, float, float]:
+def _spacing(file: NiftiFile, slice_axis: int) -> tuple[float, float, float]:
     """(slice, row, column) spacing in millimetres from the header, whose unit is millimetres where it names none."""
-    factor = {"meter": 1e3, "micron": 1e-3}.get(image.header.get_xyzt_units()[0], 1.0)
-    zooms = [factor * float(zoom) for zoom in image.header.get_zooms()[:3]]
+    factor = {"meter": 1e3, "micron": 1e-3}.get(file.image.header.get_xyzt_units()[0], 1.0)
+    zooms = [factor * float(zoom) for zoom in file.image.header.get_zooms()[:3]]
     if not all(0 < zoom < np.inf for zoom in zooms):
-        raise ValueError(f"{image.get_filename()}: expected a spacing above 0 mm along every axis, got {zooms}")
+        raise _fault(file.path, f"expected a spacing above 0 mm along every axis, got {zooms}")
     return (zooms.pop(slice_axis), zooms[0], zooms[1])

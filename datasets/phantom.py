@@ -1,8 +1,7 @@
-"""The embedded federation: procedural patients in procedural hospitals, written as NIfTI and read back like real data.
+"""The embedded federations: procedural patients in procedural hospitals, written as NIfTI and read back like real data.
 
-The folder has the layout of the Medical Segmentation Decathlon with a ``sites.csv`` (:mod:`~wardround.datasets.msd`)
-and a ``split.csv`` (case,split) that says which patients train and which test. It lies in the cache, under a name made
-from the generator's settings, and is built once.
+The folder has the layout of a real collection (:mod:`~wardround.datasets.layouts`), with tables that say who has which
+case and what for. It lies in the cache, under a name made from the generator's settings, and is built once.
 
 Nothing in it is anatomically true. It is made to be hard in the ways real data is: hospitals with few cases, scanners
 that differ, targets that other structures resemble.
@@ -10,36 +9,41 @@ that differ, targets that other structures resemble.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .anatomy import FAMILIES
-from .contract import Case, Federation, Streams, Volume
-from .msd import (
-    cases_by_side,
-    class_names,
-    find_cases,
-    hospital_names,
-    raise_problems,
-    read_description,
-    read_sites,
-    read_table,
+from .contract import Case, DataError, Pool, Volume
+from .layouts import LAYOUTS, Name, Slot, write_case, write_tables
+from .scanner import (
+    DIFFICULTIES,
+    KINDS,
+    Difficulty,
+    Scanner,
+    acquire,
+    add_noise,
+    affine,
+    fine_grid,
+    make_scanner,
+    slabs,
+    store,
 )
-from .nifti import nifti_image, read_case, write_nifti
-from .scanner import KINDS, Scanner, acquire, affine, fine_grid, make_scanner, store
-from .split import split_patients
 
-GENERATOR_VERSION = 2
-"""Part of the folder's name: raise it whenever the same settings give other voxels."""
+GENERATOR_VERSION = 3
+"""Part of the folder's name: raise it whenever the same settings give other files."""
+
+Announce = Callable[[int, int], None]
+"""Called with the number of cases that are done and that there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,43 +51,52 @@ class Phantom:
     """Virtual hospitals.
 
     Args:
-        family: What is imaged.
-        hospitals: How many, named ``hospital-1`` and so on.
+        layout: The folders, names, axes and tables of a real collection: of the Medical Segmentation Decathlon
+            (``msd``, hospitals ``hospital-1`` and so on), Fed-KiTS19, Fed-IXI or the prostate sites.
+        family: What is imaged. None: what the layout's collection shows (``fed_kits19``: kidney_ct, ``fed_ixi``:
+            brain_t1, ``prostate``: prostate_mr), and brain_mr for ``msd``.
+        hospitals: How many.
         train_cases: Training volumes per hospital, one number for all or one each.
         test_cases: Test volumes per hospital, one number for all or one each.
-        validation_fraction: Fraction of a hospital's training patients that only validate.
         size: Rows and columns, about; each scanner has its own.
         slices: Slices of a volume, about.
-        noise: Multiplies every scanner's noise.
-        shift: How differently hospitals show a tissue (standard deviation; the brightest tissue is about 1).
+        difficulty: Noise, shift, contrast, distractors and size of the target, as in ``scanner.DIFFICULTIES``.
+        noise: Multiplies every scanner's noise. None: the difficulty's.
+        shift: How differently hospitals show a tissue (standard deviation; the brightest tissue is about 1). None: the
+            difficulty's.
         seed: Makes other patients and scanners; independent of the experiment's seed.
     """
 
-    family: Literal["brain_mr"] = "brain_mr"
+    layout: Name = "msd"
+    family: Literal["brain_mr", "kidney_ct", "brain_t1", "prostate_mr"] | None = None
     hospitals: int = 4
     train_cases: int | tuple[int, ...] = 5
     test_cases: int | tuple[int, ...] = 3
-    validation_fraction: float = 0.0
     size: int = 64
     slices: int = 16
-    noise: float = 1.0
-    shift: float = 0.04
+    difficulty: Literal["easy", "medium", "hard"] = "medium"
+    noise: float | None = None
+    shift: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         lowest = {"hospitals": 1, "size": 16, "slices": 1, "seed": 0, "noise": 0, "shift": 0}
         problems = [
-            f"{name}: expected {least} or more, got {getattr(self, name)!r}"
+            f"{name}: expected {least} or more, got {value!r}"
             for name, least in lowest.items()
-            if not getattr(self, name) >= least
+            if (value := getattr(self, name)) is not None and not value >= least
         ]
-        if self.family not in FAMILIES:
-            problems.append(f"family: expected one of {', '.join(FAMILIES)}, got {self.family!r}")
+        tables: dict[str, Sequence[str]] = {
+            "layout": list(LAYOUTS),
+            "family": list(FAMILIES),
+            "difficulty": list(DIFFICULTIES),
+        }
+        problems += [
+            f"{name}: expected one of {', '.join(known)}, got {value!r}"
+            for name, known in tables.items()
+            if (value := getattr(self, name)) not in known and (name != "family" or value is not None)
+        ]
         problems += [problem for name in ("train_cases", "test_cases") for problem in self._count_problems(name)]
-        if not 0 <= self.validation_fraction < 1:
-            problems.append(f"validation_fraction: expected 0 or more and below 1, got {self.validation_fraction!r}")
-        elif self.validation_fraction > 0 and min(np.atleast_1d(self.train_cases), default=0) < 2:
-            problems.append("validation_fraction: expected 0 where a hospital has one training case only")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -94,14 +107,16 @@ class Phantom:
         return [f"{name}: expected 1 or more, got {counts!r}"] if min(np.atleast_1d(counts), default=0) < 1 else []
 
     @property
-    def num_classes(self) -> int:
-        """Foreground classes of the family."""
-        return len(FAMILIES[self.family].classes)
+    def family_name(self) -> str:
+        """What is imaged, given or the layout's."""
+        return self.family or LAYOUTS[self.layout].family
 
     @property
-    def slice_axis(self) -> int:
-        """The last axis of the files."""
-        return 2
+    def effective_difficulty(self) -> Difficulty:
+        """The difficulty, with noise and shift as given."""
+        given = {"noise": self.noise, "shift": self.shift}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return replace(DIFFICULTIES[self.difficulty], **changes)
 
     def locate(self, root: Path | None) -> Path:
         """The folder of these volumes, made where it is missing.
@@ -114,9 +129,12 @@ class Phantom:
         return folder
 
     def _folder_name(self) -> str:
-        kept = {name: value for name, value in vars(self).items() if name != "validation_fraction"}
-        text = json.dumps([GENERATOR_VERSION, kept], sort_keys=True)
-        return f"phantom-{self.family}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        facts = [
+            self.layout, self.family_name, self.counts(), self.size, self.slices, vars(self.effective_difficulty),
+            self.seed,
+        ]  # fmt: skip
+        text = json.dumps([GENERATOR_VERSION, facts], sort_keys=True)
+        return f"phantom-{self.layout}-{self.family_name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def counts(self) -> list[tuple[int, int]]:
         """Training and test cases of every hospital."""
@@ -126,31 +144,20 @@ class Phantom:
 
         return list(zip(each(self.train_cases), each(self.test_cases), strict=True))
 
-    def federation(self, root: Path, rng: Streams) -> Federation:
-        """The hospitals of ``sites.csv`` with the split of ``split.csv``. Stream used: ``validation``, hospital."""
+    def pool(self, root: Path) -> Pool:
+        """The cases, as the layout's loader finds them."""
+        advice = f"these volumes are made by the program: delete {root} and run again"
         try:
-            description = read_description(root)
-            cases = find_cases(root, description)
-            side, problems = read_table(root / "split.csv", ("case", "split"))
-            raise_problems(root, problems)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{error}\nThese volumes are made by the program: delete {root} and run again.") from error
-        hospitals = {
-            name: cases_by_side(members, self._with_validation(name, members, side, rng))
-            for name, members in read_sites(root, cases).items()
-        }
-        return Federation(hospitals=hospitals, classes=class_names(root, description))
-
-    def _with_validation(self, hospital: str, cases: list[Case], side: dict[str, str], rng: Streams) -> dict[str, str]:
-        train = [case.patient for case in cases if side[case.name] == "train"]
-        if self.validation_fraction == 0:
-            return side
-        drawn = split_patients(train, self.validation_fraction, 0.0, rng("validation", hospital))
-        return side | {name: "validation" for name, part in drawn.items() if part == "test"}
+            pool = LAYOUTS[self.layout].loader.pool(root)
+        except DataError as error:
+            raise DataError(root, [*error.problems, advice]) from error
+        except ValueError as error:
+            raise DataError(root, [str(error), advice]) from error
+        return replace(pool, problems=(*pool.problems, advice)) if pool.problems else pool
 
     def volume(self, case: Case) -> Volume:
-        """Reads one case, checks it and brings slices to the front."""
-        return read_case(case, slice_axis=self.slice_axis, num_classes=len(FAMILIES[self.family].classes))
+        """Reads one case with the layout's loader."""
+        return LAYOUTS[self.layout].loader.volume(case)
 
 
 def _cache() -> Path:
@@ -158,7 +165,27 @@ def _cache() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "wardround"
 
 
-def build(phantom: Phantom, folder: Path) -> None:
+def write_phantom(phantom: Phantom, folder: Path, announce: Announce | None = None) -> None:
+    """Writes a federation to a folder of the user's, whole or not at all.
+
+    Args:
+        phantom: What to write.
+        folder: New or empty.
+        announce: Called after every case.
+
+    Raises:
+        ValueError: there is something in the folder's place.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a folder that is new or empty, found {_what(folder)}; name another one")
+    build(phantom, folder, announce)
+
+
+def _what(path: Path) -> str:
+    return "a file" if path.is_file() else f"{min(entry.name for entry in path.iterdir())!r} in it"
+
+
+def build(phantom: Phantom, folder: Path, announce: Announce | None = None) -> None:
     """Writes the federation beside ``folder`` and renames it: no half folder; the first of two builders wins."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +195,7 @@ def build(phantom: Phantom, folder: Path) -> None:
             f"{folder.parent}: expected a folder to write phantoms to: {error.strerror}; set WARDROUND_CACHE"
         ) from error
     try:
-        _write_federation(phantom, half)
+        _write_federation(phantom, half, announce)
         half.chmod(0o755)
         try:
             half.rename(folder)
@@ -179,54 +206,53 @@ def build(phantom: Phantom, folder: Path) -> None:
         shutil.rmtree(half, ignore_errors=True)
 
 
-def _write_federation(phantom: Phantom, folder: Path) -> None:
-    rows = []
-    for number, (name, (train, test)) in enumerate(
-        zip(hospital_names(phantom.hospitals), phantom.counts(), strict=True)
-    ):
-        scanner = scanner_of(phantom, number)
-        for split, count in (("train", train), ("test", test)):
-            for position in range(count):
-                case = f"{phantom.family}_{name.removeprefix('hospital-')}_{split}_{position + 1:02d}"
-                rng = np.random.default_rng([phantom.seed, 1, number, split == "test", position])
-                _write_case(phantom, scanner, folder, case, rng)
-                rows.append((case, name, split))
-    _write_tables(phantom, folder, rows)
+def _write_federation(phantom: Phantom, folder: Path, announce: Announce | None) -> None:
+    layout, family = LAYOUTS[phantom.layout], phantom.family_name
+    slots = slots_of(phantom)
+    for number, slot in enumerate(slots, start=1):
+        scanner = scanner_of(phantom, slot.hospital)
+        write_case(layout, folder, slot, family, make_volume(phantom, scanner, slot), affine(scanner))
+        if announce is not None:
+            announce(number, len(slots))
+    write_tables(layout, folder, slots, family)
+
+
+def slots_of(phantom: Phantom) -> list[Slot]:
+    """All cases of a federation, by hospital, training before test."""
+    sides: tuple[Literal["train", "test"], ...] = ("train", "test")
+    return [
+        Slot(hospital=hospital, hospitals=phantom.hospitals, side=side, position=position)
+        for hospital, counts in enumerate(phantom.counts())
+        for side, count in zip(sides, counts, strict=True)
+        for position in range(count)
+    ]
 
 
 def scanner_of(phantom: Phantom, number: int) -> Scanner:
     """The scanner of hospital ``number`` (from 0)."""
-    family, kind = FAMILIES[phantom.family], KINDS[number % len(KINDS)]
-    rng = np.random.default_rng([phantom.seed, 0, number])
-    return make_scanner(family, kind, phantom.size, phantom.slices, phantom.shift, rng)
+    kinds = KINDS[phantom.family_name]
+    return make_scanner(
+        FAMILIES[phantom.family_name],
+        kinds[number % len(kinds)],
+        phantom.size,
+        phantom.slices,
+        phantom.effective_difficulty,
+        np.random.default_rng([phantom.seed, 0, number]),
+    )
 
 
-def _write_case(phantom: Phantom, scanner: Scanner, folder: Path, case: str, rng: np.random.Generator) -> None:
-    family = FAMILIES[phantom.family]
-    image, label = acquire(family, scanner, family.grow(fine_grid(scanner), rng), rng)
-    for kind, array in (("imagesTr", store(image, scanner.convention)), ("labelsTr", label)):
-        file = nifti_image(np.moveaxis(array, 0, 2), affine(scanner))
-        file.header["xyzt_units"] = 2  # millimetres
-        write_nifti(folder / kind / f"{case}.nii.gz", file)
+def make_volume(phantom: Phantom, scanner: Scanner, slot: Slot) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """One case, slab by slab: the stored image and its labels, (S, H, W) each.
 
-
-def _write_tables(phantom: Phantom, folder: Path, rows: list[tuple[str, str, str]]) -> None:
-    family = FAMILIES[phantom.family]
-    description = {
-        "name": f"phantom {phantom.family}",
-        "description": "procedural volumes, no patient's",
-        "modality": {"0": family.modality},
-        "labels": {str(number): name for number, name in enumerate(("background", *family.classes))},
-        "numTraining": len(rows),
-        "training": [
-            {"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for case, _, _ in rows
-        ],
-    }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    _write_csv(folder / "sites.csv", ("case", "site"), [(case, site) for case, site, _ in rows])
-    _write_csv(folder / "split.csv", ("case", "split"), [(case, split) for case, _, split in rows])
-
-
-def _write_csv(path: Path, header: tuple[str, str], rows: list[tuple[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    Every slab begins with the same random numbers, which make the subject; noise follows, new for every slab.
+    """
+    family, challenge = FAMILIES[phantom.family_name], phantom.effective_difficulty.challenge
+    seed = [phantom.seed, 1, slot.hospital, slot.side == "test", slot.position]
+    shape = (scanner.slices, scanner.size, scanner.size)
+    image, label = np.empty(shape, store(np.zeros(1), scanner.convention).dtype), np.empty(shape, np.uint8)
+    for slab in slabs(scanner):
+        rng, grid = np.random.default_rng(seed), fine_grid(scanner, slab)
+        part, label[slab.start : slab.stop] = acquire(family, scanner, family.grow(grid, rng, challenge), grid, rng)
+        noise = np.random.default_rng([*seed, slab.start]) if slab.start else rng
+        image[slab.start : slab.stop] = store(add_noise(part, scanner, noise), scanner.convention)
+    return image, label

@@ -1,13 +1,182 @@
-"""Seeded splits that keep all scans of a patient on one side."""
+"""Who gets which cases, and what for: from a pool to a federation, the same way for every data set.
+
+::
+
+    pool --partition--> hospitals --sides--> train | validation | test --limit, leave out--> Federation
+
+Patients stay whole in every step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 
-Side = Literal["train", "validation", "test"]
+from .contract import Case, Cases, DataError, Federation, Pool, Side, Streams
+from .facts import Facts
+from .partition import PARTITIONS, Natural, Partition
+
+Sides = Mapping[str, Side]
+"""What a case is for, by its name."""
+
+DEFAULT_TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which hospital has which cases, and which of them train, validate and test.
+
+    Args:
+        partition: How cases become hospitals; ``natural``: each stays at its site.
+        test: ``each``: every hospital has test cases of its own; ``common``: one test set is set aside before hospitals
+            are made, which suits many small hospitals.
+        test_fraction: Fraction of the patients (of a hospital, or of the pool for ``common``) that only test. None: the
+            data set's own split; a fifth where it has none.
+        validation_fraction: Fraction of a hospital's other patients that only validate.
+        max_train_cases: Keep this many training cases of each hospital, the same first ones for every limit; None
+            keeps all. Test cases stay.
+        leave_out: Hospitals that do not train: their test cases are scored with the global model, as ``unseen``.
+    """
+
+    partition: Annotated[Partition, PARTITIONS] = field(default_factory=Natural)
+    test: Literal["each", "common"] = "each"
+    test_fraction: float | None = None
+    validation_fraction: float = 0.0
+    max_train_cases: int | None = None
+    leave_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            problems.append(f"test_fraction: expected a number between 0 and 1, got {self.test_fraction!r}")
+        if not 0 <= self.validation_fraction < 1:
+            problems.append(f"validation_fraction: expected 0 or more and below 1, got {self.validation_fraction!r}")
+        if self.max_train_cases is not None and self.max_train_cases < 1:
+            problems.append(f"max_train_cases: expected a number above 0, got {self.max_train_cases!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def federation(self, pool: Pool, root: Path, rng: Streams, facts: Callable[[Case], Facts]) -> Federation:
+        """Makes the hospitals of a pool.
+
+        Streams used: those of the partition; ``split``, ``validation`` and ``limit`` with the hospital's name;
+        ``common``.
+
+        Args:
+            pool: The cases.
+            root: Their folder, named in errors.
+            rng: Keyed streams.
+            facts: Measures a case, for partitions that look at the volumes.
+
+        Raises:
+            DataError: every problem of the pool, or of every hospital, at once.
+            ValueError: the partition cannot be made, or ``leave_out`` names no hospital.
+        """
+        if pool.problems:
+            raise DataError(root, pool.problems)
+        common, rest = self._common(pool.cases, rng)
+        members = self.partition.assign(rest, facts, rng)
+        self._check_names(members)
+        hospitals, problems = {}, []
+        for name, cases in sorted(members.items()):
+            try:
+                hospitals[name] = self._cases(name, cases, rng)
+            except ValueError as error:
+                problems.append(f"hospital {name!r}: {error}")
+        if problems:
+            raise DataError(root, problems)
+        unseen = {name: _left_out(hospitals.pop(name)) for name in sorted(self.leave_out)}
+        self._check_sides(root, hospitals)
+        return Federation(hospitals=hospitals, classes=pool.classes, common=common, unseen=unseen)
+
+    def _common(self, cases: tuple[Case, ...], rng: Streams) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        """The test cases of the whole pool (none with ``each``) and the others."""
+        if self.test == "each":
+            return (), cases
+        side = self._own_sides(cases) or self._drawn(cases, rng("common"))
+        check_patients(cases, side)
+        common = tuple(case for case in cases if side[case.name] == "test")
+        return common, tuple(case for case in cases if side[case.name] != "test")
+
+    def _cases(self, hospital: str, cases: Sequence[Case], rng: Streams) -> Cases:
+        """One hospital's cases on their sides."""
+        side = self._own_sides(cases)
+        if self.test == "common":
+            side = {case.name: case.side if side and case.side else "train" for case in cases}
+        if side is None:
+            patients = [case.patient for case in cases]
+            fraction = self.test_fraction or DEFAULT_TEST_FRACTION
+            drawn = split_patients(patients, fraction, self.validation_fraction, rng("split", hospital))
+            side = {case.name: drawn[case.patient] for case in cases}
+        elif self.validation_fraction > 0:
+            side = {**side, **self._validation(cases, side, rng("validation", hospital))}
+        check_patients(cases, side)
+        return self._limited(cases_by_side(cases, side), rng("limit", hospital))
+
+    def _own_sides(self, cases: Sequence[Case]) -> dict[str, Side] | None:
+        """The data set's own split; None where it has none, or another was asked for."""
+        given = {case.name: case.side for case in cases if case.side is not None}
+        if self.test_fraction is not None or not given:
+            return None
+        lacking = [case.name for case in cases if case.name not in given]
+        if lacking:
+            raise ValueError(
+                f"expected a side (train, validation or test) for every case or for none, {len(lacking)} cases have "
+                f"none, for example {lacking[:3]}; to draw a split of all, set split.test_fraction"
+            )
+        return given
+
+    def _drawn(self, cases: Sequence[Case], rng: torch.Generator) -> dict[str, Side]:
+        side = split_patients([case.patient for case in cases], self.test_fraction or DEFAULT_TEST_FRACTION, 0.0, rng)
+        return {case.name: side[case.patient] for case in cases}
+
+    def _validation(self, cases: Sequence[Case], side: Sides, rng: torch.Generator) -> dict[str, Side]:
+        """The training cases that validate instead."""
+        train = [case for case in cases if side[case.name] == "train"]
+        drawn = split_patients([case.patient for case in train], self.validation_fraction, 0.0, rng)
+        return {case.name: "validation" for case in train if drawn[case.patient] == "test"}
+
+    def _limited(self, cases: Cases, rng: torch.Generator) -> Cases:
+        """With at most ``max_train_cases``: patients in random order, of which the first ones stay."""
+        if self.max_train_cases is None:
+            return cases
+        patients = sorted({case.patient for case in cases.train})
+        place = {patients[number]: i for i, number in enumerate(torch.randperm(len(patients), generator=rng).tolist())}
+        ordered = sorted(cases.train, key=lambda case: (place[case.patient], case.name))
+        return replace(cases, train=by_name(ordered[: self.max_train_cases]))
+
+    def _check_names(self, members: Mapping[str, Sequence[Case]]) -> None:
+        unknown = sorted(set(self.leave_out) - set(members))
+        if unknown:
+            raise ValueError(f"split.leave_out: expected some of the hospitals {sorted(members)}, got {unknown} too")
+        if self.test == "common" and "common" in members:
+            raise ValueError("split.test: expected no hospital named 'common' beside a common test set, got one")
+        if set(self.leave_out) == set(members):
+            raise ValueError(f"split.leave_out: expected at least one hospital to stay, got all of {sorted(members)}")
+
+    def _check_sides(self, root: Path, hospitals: Mapping[str, Cases]) -> None:
+        """Every hospital needs something to learn from, and to be scored on."""
+        needed = ("train", "test") if self.test == "each" else ("train",)
+        lacking = [
+            f"hospital {name!r}: expected {'training' if side == 'train' else 'test'} cases, got none"
+            for name, cases in hospitals.items()
+            for side in needed
+            if not getattr(cases, side)
+        ]
+        if lacking:
+            hint = (
+                "draw the sides anew with split.test_fraction, or set one test set aside for all with split.test=common"
+            )
+            raise DataError(root, [*lacking, f"where hospitals are small: {hint}"])
+
+
+def _left_out(cases: Cases) -> tuple[Case, ...]:
+    """What a hospital that does not train is scored on: its test cases, or all where tests are common."""
+    return cases.test or by_name([*cases.train, *cases.validation])
 
 
 def split_patients(
@@ -17,7 +186,7 @@ def split_patients(
 
     Of n patients, ``round(test_fraction * n)`` test, but at least one; of the m others, ``round(validation_fraction *
     m)`` validate, but at least one where the fraction is above 0; at least one is left to train. For a split within
-    each site, call it once per site.
+    each hospital, call it once per hospital.
 
     Args:
         patients: Names; repetitions and order do not matter.
@@ -46,11 +215,25 @@ def split_patients(
     return {name: "test" if name in test else "validation" if name in validation else "train" for name in names}
 
 
-def fraction_problems(test_fraction: float, validation_fraction: float) -> list[str]:
-    """What is wrong with the two fractions, for a plug-in's ``__post_init__``."""
-    problems = []
-    if not 0 < test_fraction < 1:
-        problems.append(f"test_fraction: expected a number between 0 and 1, got {test_fraction!r}")
-    if not 0 <= validation_fraction < 1:
-        problems.append(f"validation_fraction: expected 0 or more and below 1, got {validation_fraction!r}")
-    return problems
+def cases_by_side(cases: Sequence[Case], side: Sides) -> Cases:
+    """Cases sorted by name, on the side that ``side`` gives for their name."""
+
+    def on(which: str) -> tuple[Case, ...]:
+        return by_name([case for case in cases if side[case.name] == which])
+
+    return Cases(train=on("train"), validation=on("validation"), test=on("test"))
+
+
+def by_name(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """Cases sorted by name."""
+    return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def check_patients(cases: Sequence[Case], side: Sides) -> None:
+    """Raises ValueError with every patient who has cases on two sides."""
+    sides: dict[str, set[str]] = {}
+    for case in cases:
+        sides.setdefault(case.patient, set()).add(side[case.name])
+    torn = [f"{patient} ({', '.join(sorted(found))})" for patient, found in sorted(sides.items()) if len(found) > 1]
+    if torn:
+        raise ValueError(f"expected every patient on one side of the split, got {'; '.join(torn)}")

@@ -1,71 +1,80 @@
-"""The contract every data set keeps, to be run on your own: ``check_dataset(MyDataset(...), Path("my/data"))``."""
+"""The contract suite of data sets: what every plug-in of this folder has to keep.
+
+Run it in a test of your own data set::
+
+    from wardround.datasets.testing import check_dataset
+
+    def test_my_data(tmp_path):
+        check_dataset(MyData(...), my_small_folder(tmp_path))
+"""
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from .contract import Case, Cases, Dataset, Federation, Volume
+from .contract import Case, Dataset, Pool, Volume
 
 
-def check_dataset(dataset: Dataset, root: Path | None = None, volumes_per_hospital: int = 1) -> Federation:
-    """Finds, splits and reads; compares with the contract.
+def check_dataset(dataset: Dataset, root: Path | None = None, *, volumes_per_site: int = 1) -> Pool:
+    """Checks that a data set keeps the contract.
 
     Args:
         dataset: The plug-in.
-        root: Passed to its ``locate``.
-        volumes_per_hospital: How many volumes of each split of each hospital are read.
+        root: A folder that it can read, as given to :meth:`~wardround.datasets.contract.Dataset.locate`.
+        volumes_per_site: Volumes of each site that are read and checked.
 
     Returns:
-        The federation, for further checks.
+        The pool that was checked.
 
     Raises:
-        AssertionError: names what is not kept.
+        AssertionError: says what is broken.
     """
     folder = dataset.locate(root)
-    federation = dataset.federation(folder, _streams)
-    assert federation == dataset.federation(folder, _streams), "the same streams must give the same federation"
-    names = list(federation.hospitals)
-    assert names, "a federation needs hospitals"
-    assert names == sorted(names), f"hospitals must be sorted by name, got {names}"
-    assert federation.classes, "a federation needs foreground classes"
-    assert len(set(federation.classes)) == len(federation.classes), f"class names repeat: {federation.classes}"
-    assert dataset.slice_axis in (0, 1, 2), f"slice_axis must be 0, 1 or 2, got {dataset.slice_axis!r}"
-    for name, cases in federation.hospitals.items():
-        _check_split(name, cases)
-    _check_unique([case for cases in federation.hospitals.values() for case in _all(cases)])
-    for cases in federation.hospitals.values():
-        for part in (cases.train, cases.validation, cases.test):
-            for case in part[:volumes_per_hospital]:
-                check_volume(dataset.volume(case), case, len(federation.classes))
-    return federation
+    pool = dataset.pool(folder)
+    assert pool == dataset.pool(folder), "the same folder must give the same pool"
+    assert not pool.problems, f"expected a folder without problems, got {pool.problems}"
+    assert pool.classes, "expected at least one foreground class"
+    assert len(set(pool.classes)) == len(pool.classes), f"expected a name of its own per class, got {pool.classes}"
+    _check_cases(pool.cases)
+    _check_sides(pool.cases)
+    for _, cases in groupby(sorted(pool.cases, key=_site), key=_site):
+        for case in list(cases)[:volumes_per_site]:
+            check_volume(dataset.volume(case), case, len(pool.classes))
+    return pool
 
 
-def _streams(*keys: str | int) -> torch.Generator:
-    """Some keyed streams; those of a run come from the simulator."""
-    return torch.Generator().manual_seed(int.from_bytes(repr(keys).encode(), "big") % 2**63)
+def _site(case: Case) -> str:
+    return case.site or ""
 
 
-def _all(cases: Cases) -> chain[Case]:
-    return chain(cases.train, cases.validation, cases.test)
+def _check_cases(cases: tuple[Case, ...]) -> None:
+    assert cases, "expected at least one case"
+    names = [case.name for case in cases]
+    assert names == sorted(names), "cases must be sorted by name"
+    assert len(set(names)) == len(names), f"every name may appear once, got {_twice(names)} twice"
+    images = [str(case.image) for case in cases]
+    assert len(set(images)) == len(images), f"every image may appear once, got {_twice(images)} twice"
+    missing = [str(path) for case in cases for path in case.files if not path.is_file()]
+    assert not missing, f"every file of a case must be there, missing: {missing}"
 
 
-def _check_split(hospital: str, cases: Cases) -> None:
-    assert cases.train, f"{hospital} has no training case"
-    assert cases.test, f"{hospital} has no test case"
-    sides = [{case.patient for case in part} for part in (cases.train, cases.validation, cases.test)]
-    shared = (sides[0] & sides[1]) | (sides[0] & sides[2]) | (sides[1] & sides[2])
-    assert not shared, f"{hospital} has patients on two sides of its split: {sorted(shared)}"
-    assert all(case.image.is_file() and case.label.is_file() for case in _all(cases)), f"{hospital} names missing files"
+def _twice(values: list[str]) -> list[str]:
+    return sorted({value for value in values if values.count(value) > 1})
 
 
-def _check_unique(cases: list[Case]) -> None:
-    for what, values in (("case", [case.name for case in cases]), ("image", [str(case.image) for case in cases])):
-        twice = sorted({value for value in values if values.count(value) > 1})
-        assert not twice, f"every {what} may appear once in the federation, got {twice} twice"
+def _check_sides(cases: tuple[Case, ...]) -> None:
+    """Either all cases have a side or none; a patient has one side and one site."""
+    with_side = {case.side is not None for case in cases}
+    assert len(with_side) == 1, "either every case has a side or none"
+    for what in ("side", "site"):
+        seen: dict[str, set[str | None]] = {}
+        for case in cases:
+            seen.setdefault(case.patient, set()).add(getattr(case, what))
+        torn = sorted(patient for patient, found in seen.items() if len(found) > 1)
+        assert not torn, f"a patient must have one {what}, these have several: {torn}"
 
 
 def check_volume(volume: Volume, case: Case, num_classes: int) -> None:
@@ -81,3 +90,4 @@ def check_volume(volume: Volume, case: Case, num_classes: int) -> None:
     assert volume.label.max() <= num_classes, where + f"expected labels up to {num_classes}, got {volume.label.max()}"
     assert len(volume.spacing_mm) == 3, where + f"expected three spacings, got {volume.spacing_mm}"
     assert min(volume.spacing_mm) > 0, where + f"expected spacings above 0 mm, got {volume.spacing_mm}"
+    assert volume.slice_axis in (0, 1, 2), where + f"expected slice_axis 0, 1 or 2, got {volume.slice_axis!r}"

@@ -4,12 +4,16 @@ A window is D adjacent slices around one slice, with the edge slices repeated wh
 per slice. FLAP-SAM (arXiv 2407.21739) uses D = 5; a slice-wise model learns the same from D = 1, which shows each slice
 once an epoch.
 
-Legend: N windows of a hospital, D slices of a window, S slices of a volume, H rows, W columns, b windows of a batch.
+Volumes may lie in memory-mapped files (:mod:`~wardround.datasets.cache`): a window is read when it is asked for.
+
+Legend: N windows of a hospital, D slices of a window, S slices of a volume (S' after resampling), H rows, W columns,
+b windows of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -20,6 +24,9 @@ from torch.nn.functional import interpolate
 
 from .contract import Case, Volume
 
+CHUNK = 16
+"""Slices that are resized at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
@@ -28,10 +35,13 @@ class Windows:
     Args:
         depth: Slices of a window, odd.
         normalise: Min-max to [0, 1] over the whole ``volume`` or over each ``window`` (FLAP-SAM).
+        grid: Bring each volume to so many (slices, rows, columns) first, images trilinearly, labels by the nearest
+            voxel; FLamby's Fed-IXI uses (48, 60, 48). None keeps the grid of the file. Predictions come back to it.
     """
 
     depth: int = 1
     normalise: Literal["volume", "window"] = "volume"
+    grid: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -39,6 +49,10 @@ class Windows:
             problems.append(f"depth: expected an odd number of slices, 1 or more, got {self.depth!r}")
         if self.normalise not in ("volume", "window"):
             problems.append(f"normalise: expected 'volume' or 'window', got {self.normalise!r}")
+        if self.grid is not None and (len(self.grid) != 3 or min(self.grid) < 1):
+            problems.append(
+                f"grid: expected three numbers of voxels (slices, rows, columns) above 0, got {self.grid!r}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -49,8 +63,8 @@ class PreparedVolume:
 
     Args:
         case: Where it came from.
-        images: (S, size, size) float32, in [0, 1] when normalised per volume, else in the units of the file.
-        labels: (S, size, size) uint8, 0..C.
+        images: (S', size, size) float32, in [0, 1] when normalised per volume, else in the units of the file.
+        labels: (S', size, size) uint8, 0..C.
         native_shape: (S, H, W) before resizing, the grid of the evaluation.
         spacing_mm: (slice, row, column) spacing of the native grid.
     """
@@ -63,38 +77,73 @@ class PreparedVolume:
 
 
 def prepare(volume: Volume, image_size: int, windows: Windows) -> PreparedVolume:
-    """Min-max over the volume where windows ask for it, then every slice resized to ``image_size`` x ``image_size``.
+    """Resampled to the grid and min-max over the volume where windows ask for it, then every slice resized.
 
-    Images are resized bilinearly with antialiasing, labels by the exact nearest pixel. Slices that are not square
-    change their aspect. Normalisation per window is left to :meth:`HospitalWindows.gather`.
+    Images are resized bilinearly with antialiasing to ``image_size`` x ``image_size``, labels by the exact nearest
+    pixel. Slices that are not square change their aspect. Normalisation per window is left to
+    :meth:`HospitalWindows.gather`.
     """
-    if image_size < 1:
-        raise ValueError(f"image_size: expected a number of pixels above 0, got {image_size!r}")
-    size = (image_size, image_size)
-    images = torch.from_numpy(volume.image)
-    images = min_max(images[None])[0] if windows.normalise == "volume" else images
-    images = interpolate(images.unsqueeze(1), size, mode="bilinear", antialias=True, align_corners=False).squeeze(1)
-    labels = interpolate(torch.from_numpy(volume.label).unsqueeze(1), size, mode="nearest-exact").squeeze(1)
+    images, labels = zip(*prepared_chunks(volume, image_size, windows), strict=True)
     slices, rows, columns = volume.image.shape
     return PreparedVolume(
         case=volume.case,
-        images=images.clamp(0, 1) if windows.normalise == "volume" else images,
-        labels=labels,
+        images=torch.cat(images),
+        labels=torch.cat(labels),
         native_shape=(slices, rows, columns),
         spacing_mm=volume.spacing_mm,
     )
+
+
+def prepared_shape(native: tuple[int, int, int], image_size: int, windows: Windows) -> tuple[int, int, int]:
+    """(S', size, size) of a volume of (S, H, W)."""
+    return (native[0] if windows.grid is None else windows.grid[0], image_size, image_size)
+
+
+def prepared_chunks(volume: Volume, image_size: int, windows: Windows) -> Iterator[tuple[Tensor, Tensor]]:
+    """What :func:`prepare` gives, at most :data:`CHUNK` slices at a time: images float32 and labels uint8.
+
+    Needs little memory beside the volume, but for a second one where there is a ``windows.grid``.
+    """
+    if image_size < 1:
+        raise ValueError(f"image_size: expected a number of pixels above 0, got {image_size!r}")
+    images, labels = _on_grid(torch.from_numpy(volume.image), torch.from_numpy(volume.label), windows.grid)
+    low, high = torch.aminmax(images)
+    for chunk, truth in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+        scaled = _scaled(chunk, low, high - low) if windows.normalise == "volume" else chunk
+        resized = _resize(scaled, image_size, "bilinear", antialias=True, align_corners=False)
+        yield (
+            resized.clamp(0, 1) if windows.normalise == "volume" else resized,
+            _resize(truth, image_size, "nearest-exact"),
+        )
+
+
+def _on_grid(images: Tensor, labels: Tensor, grid: tuple[int, int, int] | None) -> tuple[Tensor, Tensor]:
+    """(S, H, W) on so many slices, rows and columns."""
+    if grid is None:
+        return images, labels
+    return (
+        interpolate(images[None, None], grid, mode="trilinear", align_corners=False)[0, 0],
+        interpolate(labels[None, None], grid, mode="nearest-exact")[0, 0],
+    )
+
+
+def _resize(slices: Tensor, size: int, mode: str, **how: bool) -> Tensor:
+    return interpolate(slices.unsqueeze(1), (size, size), mode=mode, **how).squeeze(1)
 
 
 def min_max(images: Tensor) -> Tensor:
     """``(x - min) / (max - min)`` over all but the first dimension; 0 where that part is constant."""
     dims = tuple(range(1, images.ndim))
     low = images.amin(dims, keepdim=True)
-    span = images.amax(dims, keepdim=True) - low
+    return _scaled(images, low, images.amax(dims, keepdim=True) - low)
+
+
+def _scaled(images: Tensor, low: Tensor, span: Tensor) -> Tensor:
     return torch.where(span > 0, (images - low) / torch.where(span > 0, span, 1.0), 0.0).clamp(0, 1)
 
 
 class HospitalWindows:
-    """All windows of one hospital: its volumes' slices in one tensor, and a table that says which slices a window has.
+    """All windows of one hospital: the slices of its volumes, counted through, and which of them each window has.
 
     Args:
         volumes: At least one prepared volume, all of one size.
@@ -103,9 +152,7 @@ class HospitalWindows:
     Attributes:
         volumes: As given.
         windows: As given.
-        images: (sum of S, size, size) float32.
-        labels: The same shape, uint8.
-        table: (N, D) int64, slice numbers into ``images``; window n is centred on slice n.
+        table: (N, D) int64, slice numbers; window n is centred on slice n.
         spans: Per volume the range of its windows, which is also the range of its slices.
     """
 
@@ -117,11 +164,11 @@ class HospitalWindows:
             raise ValueError(f"windows: expected volumes of one in-plane size, got {sorted(sizes)}")
         self.volumes = tuple(volumes)
         self.windows = windows
-        self.images = torch.cat([volume.images for volume in volumes])
-        self.labels = torch.cat([volume.labels for volume in volumes])
         ends = list(accumulate(len(volume.images) for volume in volumes))
         self.spans = tuple(range(first, end) for first, end in zip([0, *ends], ends, strict=False))
         self.table = torch.cat([_neighbours(span, windows.depth) for span in self.spans])
+        self._images = _Stack([volume.images for volume in volumes])
+        self._labels = _Stack([volume.labels for volume in volumes])
 
     def __len__(self) -> int:
         """The number of windows N."""
@@ -138,18 +185,43 @@ class HospitalWindows:
             Images (b, D, size, size) float32 in [0, 1] and labels (b, D, size, size) uint8.
         """
         slices = self.table[_put(index, self.table.device)]
-        images, labels = self.images[slices], self.labels[slices]
+        images, labels = self._images[slices], self._labels[slices]
         if device is not None:
             images, labels = _put(images, torch.device(device)), _put(labels, torch.device(device))
         return (min_max(images) if self.windows.normalise == "window" else images), labels
 
     def to(self, device: torch.device | str) -> HospitalWindows:
-        """The same windows with the slices on a device; ``volumes`` stay where they are."""
-        moved = object.__new__(HospitalWindows)
-        moved.volumes, moved.windows, moved.spans = self.volumes, self.windows, self.spans
-        moved.images, moved.labels = self.images.to(device), self.labels.to(device)
+        """The same windows with all slices in one tensor on a device; ``volumes`` stay where they are."""
+        moved = copy(self)
+        moved._images, moved._labels = self._images.to(device), self._labels.to(device)
         moved.table = self.table.to(device)
         return moved
+
+
+class _Stack:
+    """The slices of several (S, size, size) tensors, counted through, as if they were one tensor."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = tuple(parts)
+        self.ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        self.starts = self.ends - torch.tensor([len(part) for part in parts])
+
+    def __getitem__(self, numbers: Tensor) -> Tensor:
+        """(..., size, size) slices of these numbers."""
+        if len(self.parts) == 1 or not numbers.numel():
+            return self.parts[0][numbers]
+        flat = numbers.flatten()
+        part = torch.bucketize(flat, self.ends, right=True)
+        place = flat - self.starts[part]
+        chosen = [self.parts[which][one] for which, one in zip(part.tolist(), place.tolist(), strict=True)]
+        return torch.stack(chosen).view(*numbers.shape, *self.parts[0].shape[1:])
+
+    def to(self, device: torch.device | str) -> _Stack:
+        """In one tensor, which is made on the device: the host holds no second copy."""
+        whole = self.parts[0].new_empty((int(self.ends[-1]), *self.parts[0].shape[1:]), device=device)
+        for part, start in zip(self.parts, self.starts.tolist(), strict=True):
+            whole[start : start + len(part)] = part
+        return _Stack([whole])
 
 
 def _put(tensor: Tensor, device: torch.device) -> Tensor:

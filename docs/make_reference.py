@@ -31,9 +31,9 @@ from wardround.clients.optimizers import OPTIMIZERS, Schedule
 from wardround.clients.sam import SIZES
 from wardround.clients.testing import check_method
 from wardround.clients.training import Training
-from wardround.datasets import AUGMENTS, DATASETS, windows
+from wardround.datasets import AUGMENTS, DATASETS, PARTITIONS, windows
 from wardround.datasets import contract as data_contract
-from wardround.datasets.split import split_patients
+from wardround.datasets.split import Split, split_patients
 from wardround.datasets.testing import check_dataset
 from wardround.simulator import results
 from wardround.simulator.cli import main as command_line
@@ -45,7 +45,7 @@ from wardround.simulator.weights import WEIGHTINGS
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 WRITTEN = "<!-- Written by docs/make_reference.py from the code; change the docstrings there and run `make docs`. -->"
-COMMANDS = ("", "run", "report", "verify", "table", "list")
+COMMANDS = ("", "run", "report", "verify", "table", "list", "data", "data check", "data prepare", "data phantom")
 
 
 def pages() -> dict[str, str]:
@@ -151,12 +151,16 @@ def datasets_page() -> list[str]:
     """Where cases come from and how they become windows."""
     return [
         "# Data: federations, windows, augmentation",
-        "Settings `data`, `windows` and `augment` of an experiment. Data cards: [phantoms](../data/phantom.md), "
-        "[hippocampus](../data/msd.md).",
-        "## Federations: `data`",
+        "Settings `data`, `split`, `windows`, `augment` of an experiment. Data cards: [phantoms](../data/phantom.md), "
+        "[Fed-KiTS19](../data/fed_kits19.md), [Fed-IXI](../data/fed_ixi.md), [prostate](../data/prostate.md), "
+        "[Decathlon](../data/msd.md), [Synapse](../data/synapse.md), [volumes](../data/volumes.md).",
+        "## Where cases come from: `data`",
         *_plugins(DATASETS, level=3),
-        "### The split",
+        *_dataclass(Split, "Who gets them: `split`"),
+        "### How sides are drawn",
         *_text(split_patients),
+        "### Partitions: `split.partition`",
+        *_plugins(PARTITIONS, level=4),
         *_dataclass(windows.Windows, "Windows: `windows`"),
         "### From a volume to slices of one size",
         *_text(windows.prepare),
@@ -166,7 +170,7 @@ def datasets_page() -> list[str]:
         *_protocol(data_contract.Dataset, level=3),
         *(
             part
-            for cls in (data_contract.Federation, data_contract.Cases, data_contract.Case, data_contract.Volume)
+            for cls in (data_contract.Pool, data_contract.Case, data_contract.Volume, data_contract.Federation)
             for part in _dataclass(cls, cls.__name__, python=True, level=3)
         ),
         *_function(check_dataset, "wardround.datasets.testing"),
@@ -203,7 +207,7 @@ def experiment_page() -> list[str]:
         ),
         "## All settings",
         _fields_table(Experiment),
-        "`data`, `windows`, `augment`: [data](datasets.md). `model`: [models](models.md). `method`: "
+        "`data`, `split`, `windows`, `augment`: [data](datasets.md). `model`: [models](models.md). `method`: "
         "[methods](methods.md). `training`: [local training](training.md). `aggregator`: "
         "[aggregators](aggregators.md). The others follow.",
         *_dataclass(Cohort, "`cohort`"),
@@ -230,8 +234,8 @@ def command_line_page() -> list[str]:
     """What every command says of itself."""
     return [
         "# Command line",
-        "Exit codes: 0 fine; 1 `verify` found a difference; 2 a mistake in the input, with one message that says what "
-        "to do; 130 interrupted.",
+        "Exit codes: 0 fine; 1 `verify` found a difference; 2 a mistake in the input or bad data, with a message that "
+        "says what to do; 130 interrupted.",
         *(
             part
             for command in COMMANDS
@@ -306,13 +310,18 @@ FILES = {
 }
 """Files of a run by pattern: NNNN a round, HOSPITAL and CASE names."""
 
+SCORED = "validation, test, unseen"
+"""Splits with scores; ``unseen``: a site that was left out of the training."""
+
 METRICS = {
     "loss": ("train", "Mean training loss of the hospital's steps in the round (last phase that took a step)."),
-    "dice": ("validation, test", "Mean over classes of `dice/<class>`."),
-    "dice/<class>": ("validation, test", "Mean over volumes of the volumetric Dice of the class."),
-    "hd95_mm/<class>": ("validation, test", "Mean over volumes of HD95 in mm; last round only."),
-    "surface_dice/<class>": ("validation, test", "Mean over volumes of the surface Dice; last round only."),
-    "undefined/<metric>/<class>": ("validation, test", "Volumes that the mean above leaves out."),
+    "dice": (SCORED, "Mean over classes of `dice/<class>`."),
+    "dice/<class>": (SCORED, "Mean over volumes of the volumetric Dice of the class."),
+    "dice_regions": (SCORED, "Mean over regions of `dice_region/<region>`; where `evaluation.regions` names some."),
+    "dice_region/<region>": (SCORED, "Mean over volumes of the volumetric Dice of a union of classes."),
+    "hd95_mm/<class>": (SCORED, "Mean over volumes of HD95 in mm; last round only."),
+    "surface_dice/<class>": (SCORED, "Mean over volumes of the surface Dice; last round only."),
+    "undefined/<metric>/<class>": (SCORED, "Volumes that the mean above leaves out."),
     "aggregate/<what>": ("null", "What the aggregator has to say about the round; hospital and split are null."),
 }
 """Names in metrics.jsonl: split and meaning."""
@@ -346,6 +355,8 @@ SUMMARY = {
     "dice.worst": "The lowest hospital.",
     "dice.per_hospital": "Dice by hospital.",
     "dice.per_class": "Mean over hospitals by class.",
+    "dice.per_region": "Mean over hospitals by region, where there are some.",
+    "dice.unseen": "Dice by site that was left out, where there is one; it enters no mean.",
     "rounds": "Rounds of the run.",
     "seconds": "Wall-clock seconds of all rounds, the sum of `timing.jsonl`.",
     "bytes_up": "Bytes from hospitals to server, all hospitals and rounds.",
@@ -518,7 +529,7 @@ def _help(command: str) -> str:
     os.environ |= {"COLUMNS": "100", "NO_COLOR": "1"}
     try:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            command_line([*([command] if command else []), "--help"])
+            command_line([*command.split(), "--help"])
     finally:
         os.environ.clear()
         os.environ |= before

@@ -16,13 +16,17 @@ from ..clients.methods import LowRank, Method
 from ..clients.optimizers import SGD
 from ..clients.replica import Replica
 from ..clients.training import Training
-from ..datasets.contract import Case, Cases, Federation
-from ..datasets.windows import HospitalWindows, PreparedVolume, prepare
+from ..datasets.cache import Preparation
+from ..datasets.contract import Case, Cases, Dataset, Federation
+from ..datasets.fingerprints import file_hash
+from ..datasets.windows import HospitalWindows, PreparedVolume, Windows
 from .assessment import Assessor
 from .checkpoint import Checkpoint
-from .cohort import Hospital
+from .cohort import Hospital, Outsider
 from .federation import Federated, initial_memories
+from .progress import counting
 from .randomness import streams
+from .results import COMMON
 
 if TYPE_CHECKING:
     from .config import Experiment
@@ -47,7 +51,7 @@ class Assembled:
 
 
 def locate(experiment: Experiment, data: Path | None) -> Located:
-    """Finds and hashes the data and the weights of an experiment.
+    """Finds, splits and hashes the data of an experiment, and hashes its weights.
 
     Args:
         experiment: The experiment.
@@ -57,8 +61,10 @@ def locate(experiment: Experiment, data: Path | None) -> Located:
         ValueError: the folder is missing or holds something else, or the cohort is larger than the federation.
     """
     root = experiment.data.locate(data)
-    federation = experiment.data.federation(root, streams(experiment.split_seed, "split"))
-    _check_hospitals(federation)
+    pool = experiment.data.pool(root)
+    facts = preparation_of(experiment, len(pool.classes)).facts
+    federation = experiment.split.federation(pool, root, streams(experiment.split_seed, "split"), facts)
+    experiment.evaluation.check(federation.classes)
     experiment.cohort.check(len(federation.hospitals))
     return Located(
         federation=federation,
@@ -67,14 +73,26 @@ def locate(experiment: Experiment, data: Path | None) -> Located:
     )
 
 
-def assemble(experiment: Experiment, located: Located, device: torch.device) -> Assembled:
-    """Reads the volumes, builds the model and initialises the algorithm.
+def assemble(experiment: Experiment, located: Located, device: torch.device, *, quiet: bool = True) -> Assembled:
+    """Prepares the volumes, builds the model and initialises the algorithm.
+
+    Args:
+        experiment: The experiment.
+        located: Its cases.
+        device: Where to compute.
+        quiet: No progress bar while volumes are prepared.
 
     Raises:
         ValueError: a volume is bad, the weights do not fit, or the algorithm cannot work in this setting.
     """
     replica = build_replica(experiment, len(located.federation.classes), device, tuple(located.federation.hospitals))
-    hospitals = _hospitals(experiment, located.federation)
+    preparation = preparation_of(experiment, len(located.federation.classes))
+    with counting("preparing", quiet=quiet) as announce:
+        preparation.prepare_all([case for _, _, case in all_cases(located.federation)], announce)
+    hospitals = {
+        name: _hospital(experiment, name, cases, preparation)
+        for name, cases in sorted(located.federation.hospitals.items())
+    }
     federated = Federated(
         aggregator=experiment.aggregator,
         workplace=Workplace(replica=replica, training=experiment.training, augment=experiment.augment),
@@ -82,13 +100,13 @@ def assemble(experiment: Experiment, located: Located, device: torch.device) -> 
         weights=experiment.weights.weights([hospital.info for hospital in hospitals.values()]),
         cohort=experiment.cohort,
         seed=experiment.seed,
+        outsiders=tuple(_outsiders(located.federation, preparation)),
     )
     assessor = Assessor(
         evaluation=experiment.evaluation,
         windows=experiment.windows,
         classes=located.federation.classes,
         read=experiment.data.volume,
-        slice_axis=experiment.data.slice_axis,
     )
     server = _initial_server(federated)
     return Assembled(
@@ -127,25 +145,37 @@ def _at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequen
     return replace(method, lora=replace(method.lora, rank=largest))
 
 
-def _hospitals(experiment: Experiment, federation: Federation) -> dict[str, Hospital]:
-    return {name: _hospital(experiment, name, cases) for name, cases in sorted(federation.hospitals.items())}
+def preparation_of(experiment: Experiment, num_classes: int) -> Preparation:
+    """How the volumes of an experiment are prepared, and where."""
+    return make_preparation(experiment.data, num_classes, experiment.model.image_size, experiment.windows)
 
 
-def _hospital(experiment: Experiment, name: str, cases: Cases) -> Hospital:
-    train = HospitalWindows(_prepared(experiment, cases.train), experiment.windows)
+def make_preparation(dataset: Dataset, num_classes: int, image_size: int, windows: Windows) -> Preparation:
+    """How volumes are prepared, and where."""
+    return Preparation(dataset=dataset, num_classes=num_classes, image_size=image_size, windows=windows)
+
+
+def _hospital(experiment: Experiment, name: str, cases: Cases, preparation: Preparation) -> Hospital:
+    train = HospitalWindows(_loaded(preparation, cases.train), experiment.windows)
     method = experiment.method
     rank = experiment.ranks.get(name, method.lora.rank) if isinstance(method, LowRank) else None
     return Hospital(
         info=HospitalInfo(name=name, num_examples=len(train), rank=rank),
         train=train,
-        validation=tuple(_prepared(experiment, cases.validation)),
-        test=tuple(_prepared(experiment, cases.test)),
+        validation=_loaded(preparation, cases.validation),
+        test=_loaded(preparation, cases.test),
     )
 
 
-def _prepared(experiment: Experiment, cases: Sequence[Case]) -> list[PreparedVolume]:
-    size = experiment.model.image_size
-    return [prepare(experiment.data.volume(case), size, experiment.windows) for case in cases]
+def _outsiders(federation: Federation, preparation: Preparation) -> Iterator[Outsider]:
+    if federation.common:
+        yield Outsider(name=COMMON, split="test", volumes=_loaded(preparation, federation.common))
+    for name, cases in federation.unseen.items():
+        yield Outsider(name=name, split="unseen", volumes=_loaded(preparation, cases))
+
+
+def _loaded(preparation: Preparation, cases: Sequence[Case]) -> tuple[PreparedVolume, ...]:
+    return tuple(preparation.load(case) for case in cases)
 
 
 def make_setting(replica: Replica, hospitals: Mapping[str, Hospital], training: Training) -> Setting:
@@ -169,37 +199,22 @@ def _initial_server(federated: Federated) -> ServerState:
         raise ValueError(f"aggregator {type(federated.aggregator).__name__}: {error}") from error
 
 
-def _check_hospitals(federation: Federation) -> None:
-    lacking = [
-        f"{name} has no {split} case"
-        for name, cases in federation.hospitals.items()
-        for split, found in (("training", cases.train), ("test", cases.test))
-        if not found
-    ]
-    if lacking:
-        raise ValueError("every hospital needs training and test cases: " + "; ".join(lacking))
-
-
 def _data_hash(federation: Federation) -> str:
     """SHA-256 over who has which case in which split, and the bytes of every file. Paths do not enter."""
     digest = hashlib.sha256(repr(federation.classes).encode())
-    for hospital, split, case in _all_cases(federation):
+    for hospital, split, case in all_cases(federation):
         digest.update(f"{hospital}/{split}/{case.name}/{case.patient}".encode())
-        for path in (case.image, case.label):
-            digest.update(_file_hash(path))
+        for path in case.files:
+            digest.update(file_hash(path).encode())
     return digest.hexdigest()
 
 
-def _all_cases(federation: Federation) -> Iterator[tuple[str, str, Case]]:
+def all_cases(federation: Federation) -> Iterator[tuple[str, str, Case]]:
+    """Hospital (or outsider), side and case, in a fixed order."""
     for hospital, cases in sorted(federation.hospitals.items()):
         for split, found in (("train", cases.train), ("validation", cases.validation), ("test", cases.test)):
             for case in found:
                 yield hospital, split, case
-
-
-def _file_hash(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise ValueError(f"{path}: expected a readable file: {error.strerror}") from error
+    yield from (("", COMMON, case) for case in federation.common)
+    for site, left_out in federation.unseen.items():
+        yield from ((site, "unseen", case) for case in left_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..aggregators.contract import HospitalInfo, Tensors
 from ..clients.evaluation import Evaluation, Scored, evaluate, summarise
 from ..datasets.contract import Case, Volume
-from ..datasets.nifti import write_label_map
+from ..datasets.nifti import write_prediction
 from ..datasets.windows import PreparedVolume, Windows
 from .checkpoint import Checkpoint
-from .cohort import Hospital
 from .federation import Federated, Rows, metric_row
 from .files import file_stem, write_bytes
 from .progress import Progress
+from .results import mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +32,12 @@ class Assessor:
         windows: How windows are made.
         classes: Names of the foreground classes.
         read: Reads a case on its native grid.
-        slice_axis: The array axis of the files along which slices run.
     """
 
     evaluation: Evaluation
     windows: Windows
     classes: tuple[str, ...]
     read: Callable[[Case], Volume]
-    slice_axis: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +48,17 @@ class Keepsakes:
         folder: The run directory.
         predictions: Write ``predictions/<hospital>/<case>.nii.gz``.
         overlays: Write ``overlays/<hospital>.npz``; these hold slices of patients.
-        slice_axis: As in :class:`Assessor`.
     """
 
     folder: Path
     predictions: bool
     overlays: bool
-    slice_axis: int
 
     def keep(self, hospital: str, scored: Scored) -> None:
         """Writes the label map of one volume."""
         if self.predictions:
             path = self.folder / "predictions" / file_stem(hospital) / f"{file_stem(scored.volume.case.name)}.nii.gz"
-            write_label_map(path, scored.prediction, like=scored.volume.case.image, slice_axis=self.slice_axis)
+            write_prediction(path, scored.prediction, scored.volume)
 
     def keep_overlays(self, hospital: str, overlays: Sequence[Overlay]) -> None:
         """Writes the best, the median and the worst volume of a hospital."""
@@ -93,7 +90,7 @@ def assess(
     final: bool,
     keepsakes: Keepsakes | None = None,
 ) -> Rows:
-    """Metric and case rows of every hospital; also shows the mean test Dice.
+    """Metric and case rows of every hospital and of every outsider; also shows the mean test Dice.
 
     Args:
         federated: The run.
@@ -106,36 +103,44 @@ def assess(
     rows: Rows = {"metrics": [], "cases": []}
     federated.workplace.replica.set_base(checkpoint.server.base)
     test_dice = []
-    for hospital in federated.hospitals.values():
-        _deploy(federated, checkpoint, hospital)
-        for split, volumes in (("validation", hospital.validation), ("test", hospital.test)):
-            if volumes:
-                scores = _assess_split(
-                    federated, assessor, checkpoint.round, hospital, split, volumes, final, keepsakes, rows
-                )
-                test_dice += [scores["dice"]] if split == "test" else []
-    progress.dice(float(np.mean([value for value in test_dice if value is not None])))
+    for name, split, volumes in _deployed_one_by_one(federated, checkpoint):
+        scores = _assess_split(federated, assessor, checkpoint.round, name, split, volumes, final, keepsakes, rows)
+        test_dice += [scores["dice"]] if split == "test" else []
+    progress.dice(mean(test_dice))
     return rows
 
 
-def _deploy(federated: Federated, checkpoint: Checkpoint, hospital: Hospital) -> None:
-    memory = checkpoint.memories[hospital.info.name].tensors
-    federated.workplace.replica.load(federated.aggregator.deploy(checkpoint.server, hospital.info, memory))
+def _deployed_one_by_one(
+    federated: Federated, checkpoint: Checkpoint
+) -> Iterator[tuple[str, str, tuple[PreparedVolume, ...]]]:
+    """Name, split and volumes of all that is scored, while the replica holds the model that is deployed there."""
+    for hospital in federated.hospitals.values():
+        name = hospital.info.name
+        _deploy(federated, checkpoint, hospital.info, checkpoint.memories[name].tensors)
+        splits = (("validation", hospital.validation), ("test", hospital.test))
+        yield from ((name, split, volumes) for split, volumes in splits if volumes)
+    for outsider in federated.outsiders:
+        _deploy(federated, checkpoint, None, {})
+        yield outsider.name, outsider.split, outsider.volumes
+
+
+def _deploy(federated: Federated, checkpoint: Checkpoint, hospital: HospitalInfo | None, memory: Tensors) -> None:
+    federated.workplace.replica.load(federated.aggregator.deploy(checkpoint.server, hospital, memory))
 
 
 def _assess_split(
     federated: Federated,
     assessor: Assessor,
     number: int,
-    hospital: Hospital,
+    name: str,
     split: str,
     volumes: Sequence[PreparedVolume],
     final: bool,
     keepsakes: Keepsakes | None,
     rows: Rows,
 ) -> dict[str, float | None]:
-    """Scores one split of one hospital and adds its rows."""
-    name, scores, overlays = hospital.info.name, [], []
+    """Scores one split of one hospital, or an outsider, and adds its rows."""
+    scores, overlays = [], []
     for scored in evaluate(
         federated.workplace.replica,
         volumes,
@@ -147,10 +152,10 @@ def _assess_split(
     ):
         scores.append(scored.scores)
         rows["cases"] += _case_rows(number, name, split, scored)
-        if keepsakes is not None and split == "test":
+        if keepsakes is not None and split != "validation":
             overlays.append(_overlay(scored))
             keepsakes.keep(name, scored)
-    if keepsakes is not None and split == "test":
+    if keepsakes is not None and split != "validation":
         keepsakes.keep_overlays(name, overlays)
     summary = summarise(scores, assessor.classes)
     rows["metrics"] += [metric_row(number, name, split, metric, value) for metric, value in summary.items()]

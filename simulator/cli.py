@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .data_settings import DataSettings
     from .experiments import ExperimentsFile
 
 OK, DIFFERENT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: fine; ``verify`` found a difference; a user's mistake; stopped by Ctrl-C."""
+"""Exit codes: fine; ``verify`` found a difference; a user's mistake, or bad data; stopped by Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def _message(error: ValueError | OSError) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     from .config import load_experiment
-    from .report import results_table
+    from .report import region_table, results_table
     from .results import RunRecords
     from .run import run
 
@@ -90,7 +91,9 @@ def _run(args: argparse.Namespace) -> int:
     )
     if outcome.already_finished:
         print(outcome.note)
-    print(results_table(RunRecords.load(outcome.path)))
+    records = RunRecords.load(outcome.path)
+    regions = region_table(records)
+    print("\n\n".join([results_table(records), *([regions.text(width=100)] if regions is not None else [])]))
     print(f"\nrun:    {outcome.path}\nreport: {outcome.path / 'report.html'}")
     return OK
 
@@ -136,6 +139,40 @@ def _list(args: argparse.Namespace) -> int:
     return OK
 
 
+def _data_check(args: argparse.Namespace) -> int:
+    from .data_commands import check_data
+
+    settings = _data_settings(args)
+    checked = check_data(settings, args.data, report=args.report, images=not args.no_images, quiet=args.quiet)
+    print(checked.text, file=sys.stderr if checked.problems else sys.stdout)
+    return MISTAKE if checked.problems else OK
+
+
+def _data_prepare(args: argparse.Namespace) -> int:
+    from .data_commands import prepare_data
+
+    print(prepare_data(_data_settings(args), args.data, quiet=args.quiet))
+    return OK
+
+
+def _data_phantom(args: argparse.Namespace) -> int:
+    from .data_commands import make_phantom
+
+    given = {name: getattr(args, name) for name in _PHANTOM}
+    settings = {name: value for name, value in given.items() if value is not None}
+    print(make_phantom(args.layout, args.out, settings, quiet=args.quiet))
+    return OK
+
+
+_PHANTOM = ("hospitals", "train_cases", "test_cases", "difficulty", "size", "slices", "seed")
+
+
+def _data_settings(args: argparse.Namespace) -> DataSettings:
+    from .data_settings import load_data_settings
+
+    return load_data_settings(args.name, _experiments(args), args.set)
+
+
 _FACTS = {"paper": "paper", "expected_time": "time", "expected_score": "expected"}
 
 
@@ -171,7 +208,28 @@ def _parser() -> argparse.ArgumentParser:
         _command(commands, "table", _table, "what each method trains and sends", "table --model sam-vit-b --rank 32")
     )
     _experiments_argument(_command(commands, "list", _list, "the experiments there are", "list"))
+    _data_commands(commands.add_parser("data", help="check, prepare or make data", allow_abbrev=False))
     return parser
+
+
+def _data_commands(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Check a folder of data, prepare it for training, or make phantoms."
+    parser.epilog = "Example: wardround data check fed_kits19 --root DIR"
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    check = _command(commands, "check", _data_check, "find every problem of a folder", "data check fed_ixi --root DIR")
+    _data_arguments(check)
+    check.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a page with an overlay and histogram per site"
+    )
+    check.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the page")
+    prepare = _command(
+        commands, "prepare", _data_prepare, "write normalised windows into the cache", "data prepare fed-kits19"
+    )
+    _data_arguments(prepare)
+    prepare.set_defaults(interrupted="interrupted; the same command goes on with the cases that are left")
+    _phantom_arguments(
+        _command(commands, "phantom", _data_phantom, "write phantom hospitals", "data phantom prostate --out DIR")
+    )
 
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -194,6 +252,32 @@ def _command(
     parser.add_argument("--traceback", action="store_true", help="show where an error came from (or WARDROUND_DEBUG=1)")
     parser.set_defaults(function=function, interrupted="interrupted")
     return parser
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="an experiment, or a data set such as fed_kits19")
+    parser.add_argument(
+        "--root", "--data", dest="data", type=Path, metavar="DIR", help="folder of the data (or WARDROUND_DATA)"
+    )
+    _set_argument(parser)
+    _experiments_argument(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("layout", metavar="LAYOUT", choices=LAYOUTS, help=" | ".join(LAYOUTS))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--hospitals", type=int, metavar="N", help="how many (4)")
+    parser.add_argument("--train-cases", type=int, metavar="N", help="training volumes per hospital (5)")
+    parser.add_argument("--test-cases", type=int, metavar="N", help="test volumes per hospital (3)")
+    parser.add_argument("--difficulty", choices=("easy", "medium", "hard"), help="how hard (medium)")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="rows and columns, about (64)")
+    parser.add_argument("--slices", type=int, metavar="N", help="slices of a volume, about (16)")
+    parser.add_argument("--seed", type=int, metavar="N", help="makes other patients and scanners (0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+LAYOUTS = ("msd", "fed_kits19", "fed_ixi", "prostate")
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:

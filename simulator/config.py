@@ -18,6 +18,7 @@ from ..clients.training import Training
 from ..datasets import DATASETS
 from ..datasets.augment import AUGMENTS, Augment, Augmentation
 from ..datasets.contract import Dataset
+from ..datasets.split import Split
 from ..datasets.windows import Windows
 from . import yaml12
 from .builder import ConfigError, Problem, build, expand, merge, resolve
@@ -58,7 +59,8 @@ class Experiment:
     Args:
         name: Its key in experiments.yaml; also a folder name.
         purpose: One sentence for people.
-        data: The federation of hospitals.
+        data: Where the cases come from.
+        split: Which hospital has which cases, and what for.
         windows: How volumes become training windows.
         augment: What is done to a training window.
         model: The base that every hospital starts from.
@@ -71,14 +73,14 @@ class Experiment:
         ranks: LoRA rank per hospital, >= 1; those not named have the method's.
         evaluation: When and how the model is scored.
         seed: Of every random stream but the split, >= 0.
-        split_seed: Of the split into training, validation and test patients, >= 0: runs of several seeds are scored on
-            the same volumes.
+        split_seed: Of everything random in ``split``, >= 0: runs of several seeds are scored on the same volumes.
         runtime: Where it runs.
     """
 
     name: str
     purpose: str = ""
     data: Annotated[Dataset, DATASETS]
+    split: Split = field(default_factory=Split)
     windows: Windows = field(default_factory=Windows)
     augment: Annotated[Augmentation, AUGMENTS] = field(default_factory=Augment)
     model: Annotated[Sam, MODELS]
@@ -127,7 +129,7 @@ def load_experiment(name: str, file: ExperimentsFile, overrides: Sequence[str] =
         4
     """
     layers = [(f"{file.path}: {entry}.", _settings(value)) for entry, value in file.layers(name)]
-    changes = [("--set ", _nested(text)) for text in reversed(overrides)]
+    changes = [("--set ", nested(text)) for text in reversed(overrides)]
     stack = [(label, expand(Experiment, value)) for label, value in (*changes, *layers)]
     merged: dict[str, Any] = {"purpose": file.entries[name].get("purpose", "")}
     for _, value in reversed(stack):
@@ -168,7 +170,7 @@ def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key not in ("extends", *DOCUMENTATION)}
 
 
-def _nested(override: str) -> dict[str, Any]:
+def nested(override: str) -> dict[str, Any]:
     """``a.b=1`` as ``{"a": {"b": 1}}``."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -130,6 +131,31 @@ class Progress:
         if self._round_bar is not None:
             self._round_bar.set_postfix(values)
         self._drawn = time.monotonic()
+
+
+@contextmanager
+def counting(what: str, *, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work on cases: gives ``announce(done, total)``, which the work calls as it goes.
+
+    Args:
+        what: What is counted, before the bar.
+        quiet: Show nothing, also on a terminal.
+        stream: Where to draw; None: stderr.
+    """
+    stream = sys.stderr if stream is None else stream
+    if quiet or not _is_terminal(stream):
+        yield lambda done, total: None
+        return
+    with tqdm(desc=what, unit="case", file=stream, dynamic_ncols=True) as bar:
+
+        def announce(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            yield announce
+        finally:
+            bar.refresh()
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

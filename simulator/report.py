@@ -40,7 +40,7 @@ from .report_page import (
     tag,
     tiles,
 )
-from .results import SERVER, FinalScores, RunRecords, Series, mean, mean_series
+from .results import SERVER, UNSEEN, FinalScores, RunRecords, Series, mean, mean_series
 
 MANY_HOSPITALS = 8
 """With more of them, hospitals have no colour of their own."""
@@ -84,7 +84,11 @@ def score_table(records: RunRecords) -> Table:
     return Table(
         header=header,
         rows=tuple(_score_row(score) for score in scores),
-        footer=(_mean_row(scores, records.classes), _worst_row(scores, records.classes)) if scores else (),
+        footer=(
+            (_mean_row(scores, records.classes), _worst_row(scores, records.classes), *_unseen_rows(records))
+            if scores
+            else ()
+        ),
         note=_score_note(records, scores),
     )
 
@@ -103,7 +107,13 @@ def _score_row(score: FinalScores) -> tuple[str, ...]:
     )
 
 
+def _unseen_rows(records: RunRecords) -> list[tuple[str, ...]]:
+    """The sites that did not train, below the means that they do not enter."""
+    return [(f"{row[0]} (unseen)", *row[1:-2], "", "") for row in map(_score_row, records.final(UNSEEN))]
+
+
 def _mean_row(scores: Sequence[FinalScores], classes: Sequence[str]) -> tuple[str, ...]:
+    trained = [score for score in scores if score.windows is not None]  # the common test set is no hospital
     return (
         "mean",
         "",
@@ -112,8 +122,8 @@ def _mean_row(scores: Sequence[FinalScores], classes: Sequence[str]) -> tuple[st
         number_text(mean(score.dice for score in scores), DICE_DIGITS),
         counted_text(mean(s.hd95_mm for s in scores), sum(s.hd95_undefined for s in scores), MM_DIGITS),
         counted_text(mean(s.surface_dice for s in scores), sum(s.surface_undefined for s in scores), DICE_DIGITS),
-        bytes_text(mean(score.bytes_down for score in scores) or 0),
-        bytes_text(mean(score.bytes_up for score in scores) or 0),
+        bytes_text(mean(score.bytes_down for score in trained) or 0),
+        bytes_text(mean(score.bytes_up for score in trained) or 0),
     )
 
 
@@ -148,6 +158,8 @@ def _score_note(records: RunRecords, scores: Sequence[FinalScores]) -> str:
     if any(score.hd95_undefined or score.surface_undefined for score in scores):
         parts.append("(n): n values are undefined because a mask is empty, and are left out of the mean.")
     parts.append(f"{UNDEFINED}: not defined or not measured. Worst: of the hospitals, for each column by itself.")
+    if records.unseen:
+        parts.append("Unseen: sites that did not train, scored with the global model; they enter no mean.")
     return " ".join(parts)
 
 
@@ -175,7 +187,7 @@ def _head(records: RunRecords, title: str) -> Html:
     boxes = {
         "Mean test Dice": (number_text(mean(score.dice for score in scores)), _over(len(ranked), len(scores), last)),
         "Worst hospital": worst,
-        "Rounds": (_rounds_text(records), count_text(len(records.hospitals), "hospital")),
+        "Rounds": (_rounds_text(records), count_text(len(records.members), "hospital")),
         "Sent": (_total_sent(records), _both_ways(records)),
         "Time": (seconds_text(records.seconds), _device(records)),
     }
@@ -264,12 +276,33 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _scores(records: RunRecords) -> Section:
-    return Section(title="Scores per hospital", body=score_table(records).html())
+    regions = region_table(records)
+    tables = [score_table(records).html(), *([regions.html()] if regions is not None else [])]
+    return Section(title="Scores per hospital", body=join(tables))
+
+
+def region_table(records: RunRecords) -> Table | None:
+    """Dice of the unions of classes that the experiment asks for, per hospital; None when it asks for none."""
+    names = [name.partition("/")[2] for name in records.metric_names("dice_region/")]
+    if not names:
+        return None
+    columns = [records.series(f"dice_region/{name}", "test") for name in names] + [
+        records.series("dice_regions", "test")
+    ]
+    last = [{hospital: points[-1][1] for hospital, points in series.items()} for series in columns]
+    rows = [(hospital, *(number_text(column.get(hospital), DICE_DIGITS) for column in last)) for hospital in last[0]]
+    means = ("mean", *(number_text(mean(column.values()), DICE_DIGITS) for column in last))
+    return Table(
+        header=("hospital", *(f"Dice {name}" for name in names), "mean of regions"),
+        rows=tuple(rows),
+        footer=(means,),
+        note="A region is a union of classes (evaluation.regions).",
+    )
 
 
 def _course(records: RunRecords) -> Section:
     """Dice and loss over the rounds."""
-    drawn = [_dice_figure(records, split) for split in ("test", "validation")]
+    drawn = [_dice_figure(records, split) for split in ("test", "validation", UNSEEN)]
     drawn.append(
         _series_figure("loss", "Training loss", records.series("loss", "train"), y_label="mean loss of the steps")
     )
@@ -422,7 +455,7 @@ def _ledger(records: RunRecords) -> Section:
         if dropped
         else "No hospital was dropped."
     )
-    rows = tuple(_ledger_row(records, name) for name in records.hospitals)
+    rows = tuple(_ledger_row(records, name) for name in records.members)
     header = ("hospital", "rounds done", "rounds dropped", "dropped in", "windows", "steps", "down", "up")
     return Section(title="Ledger", body=join([tag("p", text), Table(header=header, rows=rows).html()]))
 

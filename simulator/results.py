@@ -23,6 +23,12 @@ Status = Literal["ok", "dropped"]
 SERVER = "server"
 """The key in a :data:`Series` of rows that belong to no hospital."""
 
+COMMON = "common"
+"""The name under which the common test set is scored, where hospitals have no test volumes of their own."""
+
+UNSEEN = "unseen"
+"""The split of sites that do not train: they are scored with the global model and count in no mean."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRow:
@@ -153,9 +159,22 @@ class RunRecords:
 
     @cached_property
     def hospitals(self) -> tuple[str, ...]:
-        """All hospitals that occur, sorted by name."""
-        named = (row.hospital for rows in (self.metrics, self.ledger, self.cases) for row in rows)
-        return tuple(sorted({name for name in named if name is not None}))
+        """All hospitals that train or have test volumes, sorted by name; ``common`` is the common test set."""
+        named = {row.hospital for row in self.metrics if row.split != UNSEEN and row.hospital is not None}
+        scored = {row.hospital for row in self.cases if row.split != UNSEEN}
+        return tuple(sorted(named | scored | {row.hospital for row in self.ledger}))
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The hospitals that train: all but the common test set."""
+        split = self.config.get("split")
+        common = isinstance(split, Mapping) and split.get("test") == COMMON
+        return tuple(name for name in self.hospitals if not (common and name == COMMON))
+
+    @cached_property
+    def unseen(self) -> tuple[str, ...]:
+        """Sites that were left out of the training, sorted by name."""
+        return tuple(sorted({row.hospital for row in self.metrics if row.split == UNSEEN and row.hospital is not None}))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -215,13 +234,14 @@ class RunRecords:
         return max((row.round for row in self.metrics if row.metric == "dice" and row.split == split), default=None)
 
     def final(self, split: str = "test") -> list[FinalScores]:
-        """The scores of every hospital at the last evaluation, sorted by hospital."""
+        """The scores of every hospital (or unseen site) at the last evaluation of a split, sorted by name."""
         last = self.last_evaluation(split)
-        values: dict[str, dict[str, float | None]] = {name: {} for name in self.hospitals}
+        names = self.unseen if split == UNSEEN else self.hospitals
+        values: dict[str, dict[str, float | None]] = {name: {} for name in names}
         for row in self.metrics:
             if row.round == last and row.split == split and row.hospital is not None:
                 values[row.hospital][row.metric] = row.value
-        return [self._final_of(name, split, last, values[name]) for name in self.hospitals]
+        return [self._final_of(name, split, last, values[name]) for name in names]
 
     def _final_of(self, hospital: str, split: str, last: int | None, values: Mapping[str, float | None]) -> FinalScores:
         ledger = [row for row in self.ledger if row.hospital == hospital]

@@ -158,7 +158,7 @@ def _work(
     directory: RunDirectory, experiment: Experiment, located: Located, device: torch.device, quiet: bool, images: bool
 ) -> None:
     """All rounds that are left, then what a finished run leaves behind."""
-    assembled = assemble(experiment, located, device)
+    assembled = assemble(experiment, located, device, quiet=quiet)
     checkpoint = _resume(directory, assembled)
     with Progress(rounds=experiment.rounds, start=checkpoint.round, quiet=quiet) as progress:
         if checkpoint.round == 0:
@@ -239,7 +239,6 @@ def score_round(
         folder=folder,
         predictions=experiment.evaluation.predictions,
         overlays=images,
-        slice_axis=assembled.assessor.slice_axis,
     )
     scores = assess(
         assembled.federated,

@@ -238,8 +238,9 @@ def pattern(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def tiny(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that leaves every kind of file: hospitals keep their optimizer moments, one validates."""
-    settings = ["training.moments=keep", "data.validation_fraction=0.5"]
+    """A finished run that leaves every kind of file and row: kept moments, validation, regions, a site left out."""
+    settings = ["training.moments=keep", "split={validation_fraction: 0.5, leave_out: [hospital-3]}"]
+    settings += ["evaluation.regions={whole: [edema, core]}"]
     experiment = load_experiment("tiny", open_file(PACKAGED), settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARDROUND_CACHE", str(cache))

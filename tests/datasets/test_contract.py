@@ -6,20 +6,60 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+from trees import ixi_tree, kits_tree, prostate_tree
 
 from wardround.datasets import DATASETS
-from wardround.datasets.contract import Case, Cases, Dataset, Federation, Streams, Volume
+from wardround.datasets.contract import Case, Dataset, Pool, Volume
+from wardround.datasets.fed_ixi import FedIxi
+from wardround.datasets.fed_kits19 import FedKits19
 from wardround.datasets.msd import Msd
 from wardround.datasets.phantom import Phantom
+from wardround.datasets.prostate import Prostate
+from wardround.datasets.synapse import Synapse
 from wardround.datasets.testing import check_dataset
+from wardround.datasets.volumes import Volumes
 
-SMALL = Phantom(hospitals=2, train_cases=3, test_cases=1, size=16, slices=3, validation_fraction=0.3)
+SMALL = Phantom(hospitals=2, train_cases=3, test_cases=1, size=16, slices=3)
+SOME_KITS = ["case_00021", "case_00038", "case_00000"]
+SOME_IXI = ["IXI002-Guys-0828", "IXI012-HH-1211"]
+SOME_PROSTATES = {"BMC": ["Case00", "Case03"], "HK": ["Case38"]}
 
 EXAMPLES: dict[str, Callable[[Path], tuple[Dataset, Path]]] = {
     "phantom": lambda cache: (SMALL, cache),
-    "msd": lambda cache: (Msd(validation_fraction=0.3, test_fraction=0.3), SMALL.locate(cache)),
+    "msd": lambda cache: (Msd(), SMALL.locate(cache)),
+    "fed_kits19": lambda cache: (FedKits19(missing="skip"), kits_tree(cache / "kits", SOME_KITS)),
+    "fed_ixi": lambda cache: (FedIxi(missing="skip"), ixi_tree(cache / "ixi", SOME_IXI)),
+    "prostate": lambda cache: (Prostate(missing="skip"), prostate_tree(cache / "prostate", SOME_PROSTATES)),
+    "synapse": lambda cache: (Synapse(), synapse_tree(cache / "synapse")),
+    "volumes": lambda cache: (Volumes(classes=("edema", "core")), volumes_tree(cache / "volumes", SMALL.locate(cache))),
 }
+
+
+def synapse_tree(root: Path) -> Path:
+    """Two training volumes of two slices, and a test volume."""
+    (root / "train_npz").mkdir(parents=True)
+    (root / "test_vol_h5").mkdir()
+    for case in ("case0005", "case0006"):
+        for number in range(2):
+            image = np.full((8, 8), number, np.float32)
+            np.savez(root / "train_npz" / f"{case}_slice{number:03d}.npz", image=image + 1, label=image)
+    with h5py.File(root / "test_vol_h5" / "case0001.npy.h5", "w") as file:
+        file["image"], file["label"] = np.ones((3, 8, 8), np.float32), np.eye(8, dtype=np.float32)[None].repeat(3, 0)
+    return root
+
+
+def volumes_tree(root: Path, phantoms: Path) -> Path:
+    """A list of the phantoms' files."""
+    root.mkdir()
+    rows = [
+        f"north,{image},{phantoms / 'labelsTr' / image.name},train"
+        for image in sorted((phantoms / "imagesTr").iterdir())
+    ]
+    (root / "volumes.csv").write_text("\n".join(["hospital,image,label,split", *rows]))
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -31,58 +71,61 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_contract(name: str, cache: Path) -> None:
     dataset, root = EXAMPLES[name](cache)
     assert isinstance(dataset, DATASETS[name])
-    federation = check_dataset(dataset, root)
-    assert len(federation.hospitals) == 2
+    assert len(check_dataset(dataset, root).cases) >= 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Broken(Phantom):
     """A data set that breaks the rule that ``change`` breaks."""
 
-    change: Callable[[Federation], Federation]
+    change: Callable[[Pool], Pool]
 
-    def _folder_name(self) -> str:
-        return SMALL._folder_name()
+    def locate(self, root: Path | None) -> Path:
+        return SMALL.locate(root)
 
-    def federation(self, root: Path, rng: Streams) -> Federation:
-        return self.change(super().federation(root, rng))
+    def pool(self, root: Path) -> Pool:
+        return self.change(super().pool(root))
 
 
-def first(change: Callable[[Cases], Cases]) -> Callable[[Federation], Federation]:
-    def changed(federation: Federation) -> Federation:
-        name = next(iter(federation.hospitals))
-        return replace(federation, hospitals={**federation.hospitals, name: change(federation.hospitals[name])})
-
-    return changed
+def first(**fields: object) -> Callable[[Pool], Pool]:
+    """A pool whose first case (which trains) has other fields."""
+    return lambda pool: replace(pool, cases=(replace(pool.cases[0], **fields), *pool.cases[1:]))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (first(lambda cases: replace(cases, test=())), "hospital-1 has no test case"),
-        (first(lambda cases: replace(cases, train=())), "hospital-1 has no training case"),
-        (first(lambda cases: replace(cases, test=cases.train)), "hospital-1 has patients on two sides"),
-        (first(lambda cases: replace(cases, train=cases.train * 2)), "every case may appear once"),
-        (lambda fed: replace(fed, hospitals=dict(reversed(fed.hospitals.items()))), "sorted by name"),
-        (lambda fed: replace(fed, classes=("edema",)), "expected labels up to 1, got 2"),
+        (lambda pool: replace(pool, cases=()), "at least one case"),
+        (lambda pool: replace(pool, cases=pool.cases[::-1]), "sorted by name"),
+        (lambda pool: replace(pool, cases=(pool.cases[0], *pool.cases)), "every name may appear once"),
+        (lambda pool: first(image=pool.cases[1].image)(pool), "every image may appear once"),
+        (first(parts=(Path("nowhere.npz"),)), "missing: .'nowhere.npz'"),
+        (first(side=None), "either every case has a side or none"),
+        (
+            lambda pool: first(patient=pool.cases[-1].patient, site=pool.cases[-1].site)(pool),
+            "a patient must have one side",
+        ),
+        (lambda pool: first(patient=pool.cases[-1].patient, side="train")(pool), "a patient must have one site"),
+        (lambda pool: replace(pool, problems=("a file is missing",)), "without problems, got .'a file is missing'"),
+        (lambda pool: replace(pool, classes=("edema",)), "expected labels up to 1, got 2"),
+        (lambda pool: replace(pool, classes=("edema", "edema")), "a name of its own per class"),
     ],
 )
-def test_the_suite_finds_what_is_broken(cache: Path, change: Callable[[Federation], Federation], message: str) -> None:
+def test_the_suite_finds_what_is_broken(cache: Path, change: Callable[[Pool], Pool], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        check_dataset(Broken(**vars(SMALL), change=change), cache, volumes_per_hospital=3)
+        check_dataset(Broken(**vars(SMALL), change=change), cache, volumes_per_site=9)
 
 
-def test_the_suite_finds_an_unseeded_split(cache: Path) -> None:
+def test_the_suite_finds_a_pool_that_depends_on_the_moment(cache: Path) -> None:
     calls = iter(range(10))
 
     @dataclass(frozen=True, kw_only=True)
     class Moody(Phantom):
-        def federation(self, root: Path, rng: Streams) -> Federation:
-            number = next(calls)
-            federation = super().federation(root, rng)
-            return replace(federation, classes=(*federation.classes[:1], f"core-{number}"))
+        def pool(self, root: Path) -> Pool:
+            pool = super().pool(root)
+            return replace(pool, classes=(*pool.classes[:1], f"core-{next(calls)}"))
 
-    with pytest.raises(AssertionError, match="the same streams must give the same federation"):
+    with pytest.raises(AssertionError, match="the same folder must give the same pool"):
         check_dataset(Moody(**vars(SMALL)), cache)
 
 

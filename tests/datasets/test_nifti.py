@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import re
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from wardround.datasets.contract import Case, Volume
+from wardround.datasets.contract import Case, DataError, Volume
 from wardround.datasets.nifti import read_case, read_image, write_label_map
 
 SHAPE = (5, 7, 3)
@@ -57,9 +60,12 @@ def test_slices_come_first_with_their_spacing(
     assert np.array_equal(volume.label, label_array().transpose(order))
     assert volume.spacing_mm == pytest.approx(tuple(zooms[i] for i in order), rel=1e-5)
     assert (volume.image.dtype, volume.label.dtype, volume.case) == (np.float32, np.uint8, case)
-    alone, spacing = read_image(case.image, slice_axis=axis)
-    assert np.array_equal(alone, volume.image)
-    assert spacing == volume.spacing_mm
+    alone = read_image(case.image, slice_axis=axis)
+    assert np.array_equal(alone.image, volume.image)
+    assert (alone.spacing_mm, alone.slice_axis) == (volume.spacing_mm, volume.slice_axis) == (alone.spacing_mm, axis)
+    assert alone.label.shape == alone.image.shape
+    assert not alone.label.any()
+    assert (alone.case.name, alone.case.image) == ("image", case.image)
 
 
 def test_scaled_integers_and_a_fourth_dimension_of_one(make_case: Callable[..., Case]) -> None:
@@ -86,7 +92,7 @@ def test_merged_foreground(make_case: Callable[..., Case]) -> None:
 def test_units_of_the_header(make_case: Callable[..., Case]) -> None:
     stored = nib.Nifti1Image(image_array(), np.diag([2000.0, 3000.0, 4000.0, 1]))
     stored.header.set_xyzt_units("micron")
-    assert read_image(make_case(stored).image, slice_axis=2)[1] == pytest.approx((4, 2, 3))
+    assert read_image(make_case(stored).image, slice_axis=2).spacing_mm == pytest.approx((4, 2, 3))
 
 
 def faulty(change: Callable[[np.ndarray], None], array: np.ndarray) -> np.ndarray:
@@ -105,6 +111,7 @@ def put(value: float) -> Callable[[np.ndarray], None]:
         (image_array((5, 7, 3, 2)), None, r"image.nii.gz: expected a volume of 3 dimensions .* \(5, 7, 3, 2\)"),
         (faulty(put(np.nan), image_array()), None, r"image.nii.gz: .*finite voxels, got 1 .* nan at \(1, 2, 0\)"),
         (faulty(put(np.inf), image_array()), None, r"image.nii.gz: expected finite voxels, got 1 .* inf"),
+        (faulty(put(1e300), image_array().astype(float)), None, r"got 1 that are not as float32, first 1e\+300"),
         (image_array().astype(np.complex64), None, "image.nii.gz: expected one real number per voxel, got .*complex64"),
         (None, label_array((5, 7, 4)), r"label.nii.gz: expected the shape \(5, 7, 3\) of its image .* got \(5, 7, 4\)"),
         (None, nib.Nifti1Image(label_array(), OBLIQUE + np.eye(4, k=3)), "label.nii.gz: expected the affine .* 1 mm"),
@@ -119,6 +126,112 @@ def test_each_fault_has_its_message(make_case: Callable[..., Case], image: objec
         read(make_case(image, label))
 
 
+def test_every_problem_of_a_case_comes_at_once(make_case: Callable[..., Case]) -> None:
+    """One of each kind that two readable files can have together."""
+    label = faulty(put(7), label_array((5, 7, 4)).astype(np.float32))
+    label[0, 0, 0], label[0, 0, 1], label[0, 0, 3] = 0.25, np.nan, -2
+    image = faulty(put(np.nan), image_array())
+    with pytest.raises(DataError) as caught:
+        read(make_case(image, nib.Nifti1Image(label, OBLIQUE + np.eye(4, k=3))))
+    lines = [
+        r"image.nii.gz: expected finite voxels, got 1",
+        r"label.nii.gz: expected the shape \(5, 7, 3\) .* got \(5, 7, 4\)",
+        r"label.nii.gz: expected the affine",
+        r"label.nii.gz: expected finite voxels, got 1 .* nan at \(0, 0, 1\)",
+        r"label.nii.gz: expected whole numbers as labels, got 0.25",
+        r"label.nii.gz: expected labels 0 to 2, got \[-2, 7\] too",
+    ]
+    assert len(caught.value.problems) == len(lines)
+    assert all(re.search(line, found) for line, found in zip(lines, caught.value.problems, strict=True))
+
+
+def test_two_unreadable_files_are_both_named(make_case: Callable[..., Case]) -> None:
+    case = make_case()
+    case.image.write_bytes(b"not a picture")
+    case.label.unlink()
+    with pytest.raises(DataError) as caught:
+        read(case)
+    assert [Path(line.split(": ")[0]).name for line in caught.value.problems] == ["image.nii.gz", "label.nii.gz"]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_mask_listed_as_its_own_image(make_case: Callable[..., Case], merge: bool) -> None:
+    """As another file of another type too; one voxel of difference makes it an image."""
+    case = make_case(label_array().astype(np.float32), label_array())
+    for twin in (case, replace(case, image=case.label)):
+        with pytest.raises(DataError, match=r"label.nii.gz: expected a mask, got the same voxels as in its image"):
+            read(twin, merge_foreground=merge, clip_percentiles=(1, 99))
+    read(make_case(faulty(put(9), label_array()), label_array()), merge_foreground=merge)
+
+
+def test_a_mask_of_many_values_is_not_listed_in_full(make_case: Callable[..., Case]) -> None:
+    with pytest.raises(DataError, match=r"got \[3, 4, .*, 12\] and \d+ or more others too"):
+        read(make_case(image_array(), image_array()[::-1]))
+
+
+def test_one_channel_of_four(make_case: Callable[..., Case]) -> None:
+    stored = nib.Nifti1Image(image_array((*SHAPE, 4)), OBLIQUE)
+    for suffix in (".nii", ".nii.gz"):
+        case = make_case(stored, suffix=suffix)
+        for channel in (0, 3):
+            volume = read(case, channel=channel)
+            assert np.array_equal(volume.image, np.moveaxis(image_array((*SHAPE, 4))[..., channel], 2, 0))
+    names = ("FLAIR", "T1w", "t1gd", "T2w")
+    with pytest.raises(
+        DataError, match=r"choose one of 4 with the setting 'channel' \(0 FLAIR, 1 T1w, 2 t1gd, 3 T2w\)"
+    ):
+        read(case, channel_names=names)
+    with pytest.raises(DataError, match=r"expected a fourth axis with channel 4 \(0 FLAIR, .*\), got shape .* 4\)"):
+        read(case, channel=4, channel_names=names)
+    with pytest.raises(DataError, match=r"expected a fourth axis with channel 1, got shape \(5, 7, 3\)"):
+        read(make_case(), channel=1)
+
+
+@pytest.mark.parametrize("dtype", [">i2", "<u2", ">f4", "<f8", "i1", ">i4"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_every_stored_type_reads_as_nibabel_reads_it(make_case: Callable[..., Case], dtype: str, axis: int) -> None:
+    """37 planes, which is no multiple of the planes that are read at once."""
+    shape = (3, 4, 37)
+    array = (image_array(shape) % 100 - (0 if "u" in dtype else 50)).astype(dtype)
+    header = nib.Nifti1Header(endianness="<" if dtype[0] == "<" else ">")
+    header.set_data_dtype(dtype)
+    stored = nib.Nifti1Image(array, OBLIQUE, header)
+    stored.header.set_slope_inter(*((0.25, -3) if axis == 1 else (1, 0)))
+    case = make_case(stored, label_array(shape))
+    want = np.asarray(nib.load(case.image).dataobj).astype(np.float32)
+    assert np.array_equal(read(case, slice_axis=axis).image, np.moveaxis(want, axis, 0))
+
+
+def test_damage_far_into_a_file_is_found(make_case: Callable[..., Case]) -> None:
+    shape = (16, 16, 100)
+    noise = np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
+    case = make_case(noise, label_array(shape))
+    content = bytearray(case.image.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    case.image.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"image.nii.gz: expected \(16, 16, 100\) voxels, the file is damaged"):
+        read(case)
+    plain = make_case(noise, label_array(shape), suffix=".nii")
+    plain.image.write_bytes(plain.image.read_bytes()[: 352 + 2 * 16 * 16 * 40 + 7])
+    with pytest.raises(DataError, match=r"image.nii: expected .* damaged: EOFError: it ends in plane 41 of 100"):
+        read(plain)
+
+
+def test_memory_is_bounded_by_the_image(make_case: Callable[..., Case]) -> None:
+    """A scaled int16 volume: twice its float32 array while percentiles are taken, and the mask beside it without."""
+    shape = (96, 96, 160)
+    stored = nib.Nifti1Image(np.random.default_rng(0).integers(0, 999, shape).astype(np.int16), OBLIQUE)
+    stored.header.set_slope_inter(2, 1)
+    case = make_case(stored, label_array(shape))
+    read(case)
+    for settings, bound in (({"clip_percentiles": (1, 99)}, 2.1), ({"clip_range": (0, 9)}, 1.7)):
+        tracemalloc.start()
+        read(case, **settings)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < bound * 4 * np.prod(shape)
+
+
 def test_missing_and_foreign_files(make_case: Callable[..., Case], tmp_path: Path) -> None:
     case = make_case()
     case.label.unlink()
@@ -127,6 +240,11 @@ def test_missing_and_foreign_files(make_case: Callable[..., Case], tmp_path: Pat
     case.label.write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"label.nii.gz: expected a readable NIfTI file, got BadGzipFile"):
         read(case)
+    for name, message in (("x.mha", "got another suffix"), ("x.nii", "found none there")):
+        if name == "x.mha":
+            (tmp_path / name).write_bytes(b"")
+        with pytest.raises(DataError, match=message):
+            read(replace(case, image=tmp_path / name))
     plain = tmp_path / "text.nii"
     plain.write_text("not a picture at all")
     with pytest.raises(ValueError, match=r"text.nii: expected a readable NIfTI file"):
@@ -149,6 +267,17 @@ def test_a_flipped_bit_is_found_by_the_checksum(make_case: Callable[..., Case]) 
     content[-8] ^= 1  # the stored checksum itself: every voxel still decodes
     case.image.write_bytes(bytes(content))
     with pytest.raises(ValueError, match=r"image.nii.gz: expected a readable NIfTI file, got BadGzipFile: CRC"):
+        read(case)
+
+
+def test_the_checksum_of_a_large_file_is_compared_after_its_last_voxel(make_case: Callable[..., Case]) -> None:
+    """Larger than every buffer, so that only reading on to the end meets the checksum."""
+    shape = (64, 64, 90)
+    case = make_case(np.random.default_rng(0).integers(-999, 999, shape).astype(np.int16), label_array(shape))
+    content = bytearray(case.image.read_bytes())
+    content[-8] ^= 1
+    case.image.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"image.nii.gz: expected .* the file is damaged: BadGzipFile: CRC"):
         read(case)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from wardround.datasets.contract import Case, Volume
 from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows, epoch_batches, min_max, prepare
@@ -16,7 +17,7 @@ CASE = Case(name="a", patient="a", image=Path("a.nii"), label=Path("b.nii"))
 
 def volume(image: np.ndarray, label: np.ndarray | None = None) -> Volume:
     label = np.zeros(image.shape, np.uint8) if label is None else label
-    return Volume(case=CASE, image=image.astype(np.float32), label=label, spacing_mm=(3.0, 2.0, 1.0))
+    return Volume(case=CASE, image=image.astype(np.float32), label=label, spacing_mm=(3.0, 2.0, 1.0), slice_axis=0)
 
 
 def numbered(slices: int, first: int = 0) -> PreparedVolume:
@@ -100,6 +101,59 @@ def test_native_grid_is_kept() -> None:
     assert prepared.images.max() <= 1
 
 
+def whole_at_once(given: Volume, size: int, windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain and hungry: every step on the whole volume."""
+    images, labels = torch.from_numpy(given.image)[None, None], torch.from_numpy(given.label)[None, None]
+    if windows.grid is not None:
+        images = interpolate(images, windows.grid, mode="trilinear", align_corners=False)
+        labels = interpolate(labels, windows.grid, mode="nearest-exact")
+    images = min_max(images) if windows.normalise == "volume" else images
+    images = interpolate(images[0].transpose(0, 1), (size, size), mode="bilinear", antialias=True)[:, 0]
+    labels = interpolate(labels[0].transpose(0, 1), (size, size), mode="nearest-exact")[:, 0]
+    return images.clamp(0, 1) if windows.normalise == "volume" else images, labels
+
+
+@pytest.mark.parametrize("normalise", ["volume", "window"])
+@pytest.mark.parametrize("grid", [None, (20, 24, 18)])
+@pytest.mark.parametrize(("slices", "size"), [(1, 8), (16, 32), (37, 16), (37, 21)])
+def test_a_few_slices_at_a_time_are_the_whole_volume_at_once(
+    normalise: str, grid: tuple[int, int, int] | None, slices: int, size: int
+) -> None:
+    rng = np.random.default_rng(0)
+    shape, windows = (slices, 21, 17), Windows(normalise=normalise, grid=grid)
+    given = volume(rng.normal(900, 50, shape), rng.integers(0, 3, shape, dtype=np.uint8))
+    ready = prepare(given, size, windows)
+    images, labels = whole_at_once(given, size, windows)
+    assert torch.equal(ready.images, images)
+    assert torch.equal(ready.labels, labels)
+    assert ready.native_shape == shape
+
+
+def test_a_grid_is_between_the_slices() -> None:
+    """4 slices to 2: their centres lie at 1/2 and 5/2; labels at 1 and 3 belong to slices 1 and 3. To 8: 1/4 apart."""
+    image = np.arange(4.0).repeat(4).reshape(4, 2, 2)
+    label = image.astype(np.uint8)
+    half = prepare(volume(image, label), 2, Windows(normalise="window", grid=(2, 2, 2)))
+    assert half.images[:, 0, 0].tolist() == [0.5, 2.5]
+    assert half.labels[:, 0, 0].tolist() == [1, 3]
+    double = prepare(volume(image, label), 2, Windows(normalise="window", grid=(8, 2, 2)))
+    assert double.images[:, 0, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+    assert double.labels[:, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_grid_is_resampled_before_it_is_normalised_and_cut() -> None:
+    image = np.arange(4.0).repeat(4).reshape(4, 2, 2)
+    ready = prepare(volume(image), 4, Windows(grid=(2, 3, 5)))
+    assert ready.images[:, 0, 0].tolist() == pytest.approx([0, 1], abs=1e-6)
+    assert (ready.images.shape, ready.labels.shape, ready.native_shape) == ((2, 4, 4), (2, 4, 4), (4, 2, 2))
+    assert HospitalWindows([ready, ready], Windows(depth=3)).table.tolist() == [
+        [0, 0, 1],
+        [0, 1, 1],
+        [2, 2, 3],
+        [2, 3, 3],
+    ]
+
+
 def test_min_max_survives_a_large_offset() -> None:
     assert min_max(torch.tensor([[4e5, 4e5 + 2, 4e5 + 1]])).tolist() == [[0, 1, 0.5]]
 
@@ -114,12 +168,41 @@ def test_epoch_shows_every_window_once_and_is_repeatable() -> None:
     assert not torch.equal(again, other)
 
 
-def test_moved_windows_are_the_same() -> None:
-    windows = HospitalWindows([numbered(3)], Windows(depth=3))
-    moved = windows.to("cpu")
-    index = torch.tensor([2, 0])
-    assert all(torch.equal(a, b) for a, b in zip(windows.gather(index), moved.gather(index, "cpu"), strict=True))
-    assert moved.volumes == windows.volumes
+@pytest.mark.parametrize("normalise", ["volume", "window"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_slices_of_several_volumes_are_those_of_one_tensor(depth: int, normalise: str) -> None:
+    """Gathered where they lie, or from one tensor that holds them all."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(3, 4, 4), (1, 4, 4), (6, 4, 4)]
+    volumes = [
+        PreparedVolume(
+            case=CASE,
+            images=torch.rand(shape, generator=rng),
+            labels=torch.randint(0, 3, shape, generator=rng, dtype=torch.uint8),
+            native_shape=shape,
+            spacing_mm=(1.0, 1.0, 1.0),
+        )
+        for shape in shapes
+    ]
+    windows = HospitalWindows(volumes, Windows(depth=depth, normalise=normalise))
+    index = torch.tensor([9, 0, 3, 3, 4, 2])
+    slices = windows.table[index]
+    images = torch.cat([one.images for one in volumes])[slices]
+    labels = torch.cat([one.labels for one in volumes])[slices]
+    expected = (min_max(images) if normalise == "window" else images), labels
+    for found in (windows, windows.to("cpu")):
+        assert all(torch.equal(a, b) for a, b in zip(found.gather(index), expected, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found.gather(index, "cpu"), expected, strict=True))
+        assert found.gather(index[:0])[0].shape == (0, depth, 4, 4)
+    assert windows.to("cpu").volumes == windows.volumes
+
+
+def test_volumes_are_not_copied() -> None:
+    """They may be larger than memory."""
+    volumes = [numbered(2), numbered(3)]
+    windows = HospitalWindows(volumes, Windows())
+    volumes[1].images[0] = 77
+    assert windows.gather(torch.tensor([2]))[0].unique().tolist() == [77]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +213,8 @@ def test_moved_windows_are_the_same() -> None:
             lambda: Windows(depth=0, normalise="slice"),
             "depth: .*; normalise: expected 'volume' or 'window', got 'slice'",
         ),
+        (lambda: Windows(grid=(4, 0, 4)), r"grid: expected three numbers of voxels .* above 0, got \(4, 0, 4\)"),
+        (lambda: Windows(grid=(4, 4)), r"grid: expected three numbers"),  # type: ignore[arg-type]  # the mistake
         (lambda: HospitalWindows([], Windows()), "at least one volume"),
         (lambda: prepare(volume(np.zeros((1, 2, 2))), 0, Windows()), "image_size: expected .* got 0"),
         (lambda: epoch_batches(3, 0, torch.Generator()), "batch_size: expected .* got 0"),

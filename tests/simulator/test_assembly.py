@@ -10,10 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from wardround.datasets.contract import Cases, Federation
 from wardround.simulator.assembly import Located, assemble, build_replica, locate
+from wardround.simulator.assessment import assess
 from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
+from wardround.simulator.progress import Progress
 from wardround.simulator.run import choose_device
 
 
@@ -71,16 +72,22 @@ def test_a_bad_volume_is_one_clear_error_that_names_the_file(broken, fault: str)
     assert path.name in str(error.value)
 
 
-def test_a_hospital_without_test_cases_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = tiny()
-    whole = experiment.data.federation(experiment.data.locate(folder), lambda *keys: None)
-    first = whole.hospitals["hospital-1"]
-    cut = {**whole.hospitals, "hospital-1": Cases(train=first.train, validation=(), test=())}
-    monkeypatch.setattr(
-        type(experiment.data), "federation", lambda *_: Federation(hospitals=cut, classes=whole.classes)
-    )
-    with pytest.raises(ValueError, match="hospital-1 has no test case"):
-        locate(experiment, folder)
+def test_a_common_test_set_and_a_site_left_out_are_outsiders(folder: Path) -> None:
+    """Nobody of them trains; each is scored with the model of a site never seen."""
+    experiment = tiny("split.leave_out=[hospital-2]", "split.test=common", "aggregator=local")
+    assembled = assemble(experiment, locate(experiment, folder), choose_device("cpu"))
+    assert sorted(assembled.federated.hospitals) == ["hospital-1", "hospital-3"]
+    outsiders = {(site.name, site.split): len(site.volumes) for site in assembled.federated.outsiders}
+    assert outsiders == {("common", "test"): 3, ("hospital-2", "unseen"): 2}
+    with Progress(rounds=1, quiet=True) as progress:
+        rows = assess(assembled.federated, assembled.assessor, assembled.initial, progress, final=False)
+    scored = {(row["hospital"], row["split"]) for row in rows["metrics"]}
+    assert scored == {("common", "test"), ("hospital-2", "unseen")}
+
+
+def test_regions_must_be_made_of_the_classes(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluation.regions: expected unions of the classes \['edema', 'core'\]"):
+        locate(tiny("evaluation.regions={whole: [edema, cyst]}"), folder)
 
 
 def test_the_data_hash_is_of_content_and_split_not_of_paths(folder: Path, tmp_path: Path) -> None:

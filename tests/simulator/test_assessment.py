@@ -12,7 +12,7 @@ def scored(name: str, dice: float, rows: int = 5) -> Scored:
     label = np.zeros((3, rows, 4), dtype=np.uint8)
     label[0, 0, 0], label[2, :2, :2] = 1, 2
     image = np.arange(label.size, dtype=np.float32).reshape(label.shape) - 7
-    volume = Volume(case=case, image=image, label=label, spacing_mm=(3.0, 2.0, 1.0))
+    volume = Volume(case=case, image=image, label=label, spacing_mm=(3.0, 2.0, 1.0), slice_axis=2)
     return Scored(volume=volume, prediction=label, scores={"dice": dice})
 
 
@@ -34,7 +34,7 @@ def test_best_median_and_worst_are_chosen() -> None:
 
 
 def test_overlays_of_different_size_go_into_one_file(tmp_path: Path) -> None:
-    keepsakes = Keepsakes(folder=tmp_path, predictions=False, overlays=True, slice_axis=2)
+    keepsakes = Keepsakes(folder=tmp_path, predictions=False, overlays=True)
     overlays: list[Overlay] = [_overlay(scored("a", 0.9)), _overlay(scored("b", 0.2, rows=7))]
     keepsakes.keep_overlays("north/east", overlays)
     file = next((tmp_path / "overlays").iterdir())
@@ -47,5 +47,5 @@ def test_overlays_of_different_size_go_into_one_file(tmp_path: Path) -> None:
 
 
 def test_without_overlays_nothing_is_written(tmp_path: Path) -> None:
-    Keepsakes(folder=tmp_path, predictions=False, overlays=False, slice_axis=2).keep_overlays("a", [])
+    Keepsakes(folder=tmp_path, predictions=False, overlays=False).keep_overlays("a", [])
     assert not list(tmp_path.iterdir())

@@ -142,7 +142,7 @@ def test_every_problem_is_told_at_once_with_the_place_that_brought_it() -> None:
     child = {"extends": "parent", "aggregator": "fedvg", "cohort": {"sampling": "fixed"}, "evluation": {}}
     found = problems("training.optimizer.lr=-1", "training.batch_size=big", name="child", child=child, parent=parent)
     keys = "aggregator, augment, cohort, data, evaluation, method, model, name, purpose, ranks, rounds, runtime, seed, "
-    keys += "split_seed, training, weights, windows"
+    keys += "split, split_seed, training, weights, windows"
     assert sorted(map(str, found)) == sorted(
         [
             f"f.yaml: child.evluation: unknown key, did you mean 'evaluation'? (known: {keys})",

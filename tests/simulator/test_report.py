@@ -25,7 +25,7 @@ from wardround.simulator.figures import (
     line_chart,
     overlay_png,
 )
-from wardround.simulator.report import results_table, score_table, write_report
+from wardround.simulator.report import region_table, results_table, score_table, write_report
 from wardround.simulator.report_page import Html, Table, bytes_text, join, seconds_text, tag
 from wardround.simulator.results import RunRecords
 
@@ -549,3 +549,32 @@ def test_the_table_needs_no_matplotlib(run: Path) -> None:
         [sys.executable, "-c", code], cwd=run, capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert done.stdout.strip() == "False"
+
+
+def test_unseen_sites_stand_below_the_means_and_common_tests_are_no_hospital(tmp_path: Path) -> None:
+    """Dice 0.9 at the unseen site must not move the mean of the two hospitals; ``common`` sends nothing."""
+    folder = write_run(tmp_path / "run", hospitals=2, config={**_config(5), "split": {"test": "common"}})
+    before = results_table(RunRecords.load(folder))
+    rows = [
+        {"round": 5, "hospital": name, "split": split, "metric": metric, "value": value}
+        for name, split, value in (("far", "unseen", 0.9), ("common", "test", 0.8))
+        for metric in ("dice", "dice/kidney", "dice/tumour", "dice_region/all", "dice_regions")
+    ]
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows[:5])
+    with_unseen = results_table(RunRecords.load(folder))
+    means = [
+        [line.split() for line in printed.splitlines() if line.startswith(("mean", "worst"))]
+        for printed in (before, with_unseen)
+    ]
+    assert means[0] == means[1]
+    assert re.search(r"^far \(unseen\) .* 0\.900", with_unseen, re.MULTILINE)
+    assert "they enter no mean" in with_unseen
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows[5:])
+    records = RunRecords.load(folder)
+    assert records.members == ("hospital-01", "hospital-02")
+    assert records.hospitals == ("common", *records.members)
+    page = write_report(folder).read_text()
+    assert "2 hospitals" in page
+    assert region_table(records).rows == (("common", "0.800", "0.800"),)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from wardround.simulator.assembly import locate
 from wardround.simulator.config import load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.run import run
@@ -107,7 +108,7 @@ def test_summary_equals_rows_of_the_volumes(finished: Path) -> None:
 
 def test_predictions_lie_on_the_input_grid_and_give_the_reported_dice(finished: Path) -> None:
     experiment = tiny()
-    federation = experiment.data.federation(experiment.data.locate(None), lambda *keys: None)
+    federation = locate(experiment, None).federation
     cases = {case.name: case for sides in federation.hospitals.values() for case in sides.test}
     rows = [json.loads(line) for line in (finished / "cases.jsonl").read_text().splitlines()]
     files = sorted((finished / "predictions").rglob("*.nii.gz"))

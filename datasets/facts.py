@@ -1,0 +1,58 @@
+"""What one case is like, in a few numbers: for partitions, checks and tables of who got what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .contract import Volume
+
+BINS = 64
+PERCENTILES = (0.5, 1.0, 50.0, 99.0, 99.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Measured on one volume.
+
+    Args:
+        shape: (S, H, W).
+        spacing_mm: (slice, row, column) spacing in millimetres.
+        label_ml: Volume of each class 1..C in millilitres.
+        percentiles: Of the intensities, after the data set's clipping, at :data:`PERCENTILES`.
+        histogram: Share of the voxels in each of :data:`BINS` equal bins between ``low`` and ``high``.
+        low: Smallest intensity.
+        high: Largest intensity.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    label_ml: tuple[float, ...]
+    percentiles: tuple[float, ...]
+    histogram: tuple[float, ...]
+    low: float
+    high: float
+
+
+def describe(volume: Volume, num_classes: int) -> Facts:
+    """Measures a volume.
+
+    Args:
+        volume: The volume.
+        num_classes: C.
+    """
+    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
+    counts = [np.count_nonzero(volume.label == label) for label in range(1, num_classes + 1)]
+    low, high = float(volume.image.min()), float(volume.image.max())
+    histogram, _ = np.histogram(volume.image, bins=BINS, range=(low, high if high > low else low + 1))
+    slices, rows, columns = volume.image.shape
+    return Facts(
+        shape=(slices, rows, columns),
+        spacing_mm=volume.spacing_mm,
+        label_ml=tuple(float(count) * voxel_ml for count in counts),
+        percentiles=tuple(float(value) for value in np.percentile(volume.image, PERCENTILES)),
+        histogram=tuple(float(share) for share in histogram / volume.image.size),
+        low=low,
+        high=high,
+    )

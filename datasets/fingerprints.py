@@ -1,0 +1,173 @@
+"""What files hold, in 64 hexadecimal digits, and the cache that remembers it.
+
+A hash is remembered for as long as size, times and inode of the file stay, as git's index does it: a changed file is
+hashed again, an unchanged one is not read again. The time of the last change (ctime) cannot be set back by a program,
+so that a file whose modification time was restored is noticed too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+
+UNFINISHED = ".unfinished"
+"""Ending of what is still being written; its name begins with a dot."""
+
+SETTLED_NS = 2_000_000_000
+"""A file that changed less than this before it was read may change again with the same times: not remembered."""
+
+
+def cache_folder() -> Path:
+    """The environment's WARDROUND_CACHE, or else ``~/.cache/wardround``."""
+    given = os.environ.get("WARDROUND_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "wardround"
+
+
+@contextmanager
+def using_cache() -> Iterator[None]:
+    """Turns an OSError into one ValueError that says what to do about the cache."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise ValueError(
+            f"{cache_folder()}: expected a cache folder that can be read and written, got {error.strerror}{where}; "
+            "set the environment variable WARDROUND_CACHE to a folder that is yours and has room"
+        ) from error
+
+
+def place_of(kind: str, key: str, suffix: str = "") -> Path:
+    """Where the cache keeps an entry: ``<cache>/<kind>/<first two digits>/<key><suffix>``."""
+    return cache_folder() / kind / key[:2] / f"{key}{suffix}"
+
+
+def read_entry(path: Path) -> Any:
+    """What a JSON file of the cache holds; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def write_entry(path: Path, value: Any) -> None:
+    """Writes a JSON file of the cache beside its place and renames it."""
+    with using_cache():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(value, file, allow_nan=False)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, remembered in the cache.
+
+    Raises:
+        ValueError: the file cannot be read, or the cache cannot be written.
+    """
+    whole = path.resolve()
+    state = _state(path)
+    place = place_of("hashes", hashlib.sha256(str(whole).encode()).hexdigest(), ".json")
+    with using_cache():
+        kept = read_entry(place)
+    if isinstance(kept, dict) and kept.get("path") == str(whole) and kept.get("state") == state:
+        return str(kept["sha256"])
+    begun = time.time_ns()
+    digest = _digest(path)
+    if _state(path) == state and begun - max(state[1:3]) > SETTLED_NS:
+        write_entry(place, {"path": str(whole), "state": state, "sha256": digest})
+    return digest
+
+
+def _state(path: Path) -> list[int]:
+    """Size, modification and change time (ns) and inode: what differs when a file was touched."""
+    with _readable(path):
+        found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _digest(path: Path) -> str:
+    with _readable(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path}: expected a readable file: {error.strerror}") from error
+
+
+def text_hash(*parts: object) -> str:
+    """SHA-256 of strings, numbers, and lists, tuples and dictionaries of them."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(plugin: object) -> list[object]:
+    """Class and fields of a plug-in, which is a dataclass, as plain values that :func:`text_hash` takes."""
+    fields = {field.name: repr(getattr(plugin, field.name)) for field in dataclasses.fields(plugin)}  # type: ignore[arg-type]  # see above
+    return [type(plugin).__module__, type(plugin).__qualname__, fields]
+
+
+@cache
+def code_hash(kind: type, *more: ModuleType) -> str:
+    """SHA-256 of the source code that a class of this folder runs, and of the libraries that it runs with.
+
+    That is the modules of the class and of its bases, ``more``, and every module of this folder that one of these takes
+    something from.
+
+    Raises:
+        ValueError: there is no source code, as of a class that was typed into a prompt.
+    """
+    modules = {module.__name__: module for module in (*_modules_of_bases(kind), *more)}
+    waiting = list(modules.values())
+    while waiting:
+        new = {module.__name__: module for module in _ours(waiting.pop()) if module.__name__ not in modules}
+        modules |= new
+        waiting += new.values()
+    libraries = [torch.__version__, np.__version__, nibabel.__version__]
+    return text_hash(libraries, {name: _source(module) for name, module in modules.items()})
+
+
+def _modules_of_bases(kind: type) -> list[ModuleType]:
+    plain = {"builtins", "typing", "abc"}
+    return [sys.modules[base.__module__] for base in kind.__mro__ if base.__module__ not in plain]
+
+
+def _ours(module: ModuleType) -> list[ModuleType]:
+    """The modules of this folder whose functions, classes or own name a module holds."""
+    values = vars(module).values()
+    names = {value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None) for value in values}
+    ours = sorted(name for name in names if isinstance(name, str) and name.startswith(f"{__package__}."))
+    return [sys.modules[name] for name in ours if name in sys.modules]
+
+
+def _source(module: ModuleType) -> str:
+    try:
+        return inspect.getsource(module)
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"{module.__name__}: expected a module with source code, whose changes the cache has to notice; "
+            "move the data set's class into a .py file and import it"
+        ) from error

@@ -1,0 +1,128 @@
+"""``wardround data``: check a folder, prepare it, or make phantoms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..datasets.check import Finding, check
+from ..datasets.contract import Case, DataError, Federation, Pool
+from ..datasets.facts import Facts
+from ..datasets.partition import Natural
+from ..datasets.phantom import Phantom, write_phantom
+from ..datasets.split import Split, cases_by_side
+from .assembly import make_preparation
+from .builder import build
+from .data_report import write_data_report
+from .data_settings import DataSettings
+from .data_tables import federation_rows, text
+from .progress import counting
+from .randomness import streams
+
+NO_SITES = "all"
+"""What the one hospital is called that has the cases of a data set without sites, until a partition is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What a check has to say, and whether something is wrong."""
+
+    text: str
+    problems: bool
+
+
+def check_data(settings: DataSettings, root: Path | None, *, report: Path | None, images: bool, quiet: bool) -> Checked:
+    """Reads every case and says everything that is wrong, or who has what.
+
+    Args:
+        settings: The data and its split.
+        root: The folder; None: as the data set finds it.
+        report: Page to write; None: none.
+        images: Whether the page may hold slices of the images.
+        quiet: No progress bar.
+
+    Raises:
+        ValueError: there is no such folder, or nothing in it.
+    """
+    folder = settings.data.locate(root)
+    with counting("reading", quiet=quiet) as announce:
+        finding = check(settings.data, folder, announce)
+    federation, torn = _federation(settings, folder, finding)
+    finding = replace(finding, problems=(*finding.problems, *torn))
+    told = _problems_told(folder, finding) or text(federation_rows(federation, finding.facts), finding.pool.classes)
+    remarks = [f"remark: {remark}" for remark in finding.remarks]
+    written = []
+    if report is not None:
+        write_data_report(report, settings.data, finding, federation, images=images)
+        written = ["", f"report: {report}"]
+    return Checked(text="\n".join([told, *remarks, *written]), problems=bool(finding.problems))
+
+
+def _problems_told(folder: Path, finding: Finding) -> str:
+    """Every problem in a line of its own, below their number; empty where there are none."""
+    if not finding.problems:
+        return ""
+    number = len(finding.problems)
+    head = f"{folder}: {number} problem{'s' * (number > 1)}, {len(finding.pool.cases)} cases looked at"
+    return "\n  ".join([head, *finding.problems])
+
+
+def _federation(settings: DataSettings, folder: Path, finding: Finding) -> tuple[Federation, list[str]]:
+    """Who gets what; for a pool with problems, or without sites, one hospital per site."""
+    pool = finding.pool
+    by_site = _by_site(pool)
+    if finding.problems:
+        return by_site, []
+    if isinstance(settings.split.partition, Natural) and all(case.site is None for case in pool.cases):
+        return by_site, []
+    try:
+        return make_federation(settings.split, pool, folder, settings.split_seed, finding.facts), []
+    except DataError as error:
+        return by_site, list(error.problems)
+
+
+def make_federation(split: Split, pool: Pool, root: Path, seed: int, facts: Mapping[str, Facts]) -> Federation:
+    """The federation of a pool whose cases are all measured."""
+    return split.federation(pool, root, streams(seed, "split"), lambda case: facts[case.name])
+
+
+def _by_site(pool: Pool) -> Federation:
+    """One hospital per site, all cases in training that the data set does not use otherwise."""
+    sites: dict[str, list[Case]] = {}
+    for case in pool.cases:
+        sites.setdefault(case.site or NO_SITES, []).append(case)
+    hospitals = {
+        name: cases_by_side(cases, {case.name: case.side or "train" for case in cases})
+        for name, cases in sorted(sites.items())
+    }
+    return Federation(hospitals=hospitals, classes=pool.classes)
+
+
+def prepare_data(settings: DataSettings, root: Path | None, *, quiet: bool) -> str:
+    """Writes the prepared volumes of all hospitals into the cache, those that are not there yet.
+
+    Returns:
+        What was done, in a line.
+    """
+    folder = settings.data.locate(root)
+    pool = settings.data.pool(folder)
+    if pool.problems:
+        raise DataError(folder, pool.problems)
+    preparation = make_preparation(settings.data, len(pool.classes), settings.image_size, settings.windows)
+    with counting("preparing", quiet=quiet) as announce:
+        made = preparation.prepare_all(pool.cases, announce)
+    return f"{made} of {len(pool.cases)} volumes prepared, the others were there; cache: {preparation.folder}"
+
+
+def make_phantom(layout: str, out: Path, settings: Mapping[str, Any], *, quiet: bool) -> str:
+    """Writes a phantom federation.
+
+    Returns:
+        What was made and how to use it.
+    """
+    phantom = build(Phantom, {"layout": layout, **settings})
+    with counting("writing", quiet=quiet) as announce:
+        write_phantom(phantom, out, announce)
+    return f"{out}: {phantom.hospitals} hospitals; look at them with `wardround data check {layout} --root {out}`"
