@@ -6,8 +6,9 @@ all slices of a window. Quarter turns, flips, rotation, shear, scale and transla
 resampled once.
 
 To add a transformation: draw its columns in ``sample`` *after* the others (so that theirs do not shift), and compose
-it into the affine map, or add it to :data:`INTENSITY`, or give :class:`AugmentParameters` a field and :func:`apply` a
-line.
+it into the affine map, or give :class:`AugmentParameters` a field and :func:`apply` a line. To add one of those that
+FLAP-SAM draws two of: add it to :data:`OPERATIONS`, give it a range in ``FlapSamAugment._amounts``, and compose it into
+the affine map (``_operation_map``) or add it to :data:`INTENSITY`.
 
 Source: FLAP-SAM (arXiv 2407.21739) and, for what the paper leaves open, its released code (datasets/dataset.py).
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, pad
 
 from .contract import Streams
+from .windows import put
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,8 +269,20 @@ class FlapSamAugment:
         """(n, 2) amounts, uniform in the range of each operation; bits are whole."""
         shift, bits = (-self.translate, self.translate), (self.posterize_bits[0], self.posterize_bits[1] + 1)
         shear, none = (-self.shear, self.shear), (1.0, 1.0)
-        ranges = (shear, shear, self.scale, shift, shift, bits, self.contrast, self.brightness, self.sharpness, none)
-        low, high = torch.tensor(ranges, dtype=torch.float32)[operations].unbind(2)
+        ranges: dict[str, tuple[float, float]] = {
+            "shear_x": shear,
+            "shear_y": shear,
+            "scale": self.scale,
+            "translate_x": shift,
+            "translate_y": shift,
+            "posterize": bits,
+            "contrast": self.contrast,
+            "brightness": self.brightness,
+            "sharpness": self.sharpness,
+            "identity": none,
+        }
+        bounds = torch.tensor([ranges[name] for name in OPERATIONS], dtype=torch.float32)
+        low, high = bounds[operations].unbind(2)
         amounts = low + (high - low) * uniform
         whole = amounts.floor().clamp(max=self.posterize_bits[1])
         return torch.where(operations == OPERATIONS.index("posterize"), whole, amounts)
@@ -400,17 +414,13 @@ def apply(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> tupl
     return images, labels
 
 
-def _put(tensor: Tensor, like: Tensor) -> Tensor:
-    """On the device of ``like``; towards a GPU without waiting for what runs there."""
-    return tensor.to(like.device, non_blocking=like.is_cuda)
-
-
 def _change(images: Tensor, drawn: Tensor, amounts: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Replaces the windows where ``drawn`` (b,) by ``operation(images, amounts)``."""
     rows = drawn.nonzero().flatten()
     if len(rows) == 0:
         return
-    there, amount = _put(rows, images), _put(amounts[rows].to(images.dtype), images).view(-1, 1, 1, 1)
+    there = put(rows, images.device)
+    amount = put(amounts[rows].to(images.dtype), images.device).view(-1, 1, 1, 1)
     images.index_copy_(0, there, operation(images.index_select(0, there), amount))
 
 
@@ -419,7 +429,7 @@ def _move(images: Tensor, labels: Tensor, affine: Tensor) -> None:
     rows = (affine != torch.eye(2, 3)).any(2).any(1).nonzero().flatten()
     if len(rows) == 0:
         return
-    there, maps = _put(rows, images), _put(affine[rows].to(images.dtype), images)
+    there, maps = put(rows, images.device), put(affine[rows].to(images.dtype), images.device)
     chosen, masks = images.index_select(0, there), labels.index_select(0, there).to(images.dtype)
     grid = affine_grid(maps, list(chosen.shape), align_corners=False)  # (rows, H, H, 2)
     warped = grid_sample(chosen, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -437,7 +447,7 @@ def _erase(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> Non
         top, left = int(part_top * (side - height + 1)), int(part_left * (side - width + 1))
         generator = torch.Generator().manual_seed(int(parameters.noise[row]))
         noise = torch.rand(height, width, generator=generator).to(images.dtype)
-        images[row, :, top : top + height, left : left + width] = _put(noise, images)
+        images[row, :, top : top + height, left : left + width] = put(noise, images.device)
         labels[row, :, top : top + height, left : left + width] = 0
 
 

@@ -7,9 +7,9 @@
     <cache>/hashes/<2 digits>/<key>.json hashes of source files (datasets/fingerprints.py)
 
 A key is a hash of all that decides what an entry holds: the bytes of the source files, the settings of the data set and
-of the preparation, and the source code that reads and resizes. Whatever changes gets another entry. An entry is written
-beside its place and renamed: it is complete or not there, also after a kill, on a full disk, or with two processes at
-work, of which the first one wins. Memory is bounded by one volume.
+of the preparation, and the source code that reads, resizes and writes. Whatever changes gets another entry. An entry is
+written beside its place and renamed: it is complete or not there, also after a kill, on a full disk, or with two
+processes at work, of which the first one wins. Memory is bounded by one volume.
 
 Legend: S slices of the native grid, S' prepared slices (the same without ``windows.grid``).
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,12 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import facts as facts_module
-from . import windows as windows_module
 from .contract import Case, Dataset, Volume
 from .facts import Facts, describe
 from .fingerprints import (
-    UNFINISHED,
     cache_folder,
     code_hash,
     file_hash,
@@ -48,8 +45,7 @@ from .fingerprints import (
     write_entry,
 )
 from .windows import PreparedVolume, Windows, prepared_chunks, prepared_shape
-
-__all__ = ["Preparation", "cache_folder"]
+from .writing import UNFINISHED, beside, whole_folder
 
 Announce = Callable[[int, int], None]
 
@@ -137,8 +133,8 @@ class Preparation:
 
     def _source(self, case: Case) -> str:
         """What decides the volume that is read."""
-        code = code_hash(type(self.dataset), facts_module, windows_module)
-        files = [file_hash(path) for path in (case.image, case.label, *case.parts)]
+        code = code_hash(type(self.dataset), sys.modules[__name__])
+        files = [file_hash(path) for path in case.files]
         return text_hash(files, case.name, case.site, settings_of(self.dataset), self.num_classes, code)
 
     def _key(self, source: str) -> str:
@@ -184,14 +180,8 @@ class Preparation:
         volume = self._volume(case, source)
         if _read_facts(source) is None:
             self._measured(volume, source)
-        with using_cache():
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            half = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}.", suffix=UNFINISHED))
-            try:
-                self._write(half, volume)
-                _put(half, entry)
-            finally:
-                shutil.rmtree(half, ignore_errors=True)
+        with using_cache(), whole_folder(entry) as half:
+            self._write(half, volume)
 
     def _write(self, folder: Path, volume: Volume) -> None:
         """Slices as they are made, a few at a time; plain writes, which report a full disk where a mapping dies."""
@@ -233,28 +223,18 @@ def _write_header(file: IO[bytes], shape: tuple[int, int, int], dtype: type) -> 
     np.lib.format.write_array_header_1_0(file, description)
 
 
-def _put(half: Path, entry: Path) -> None:
-    """Renames a finished folder, unless another process was first."""
-    half.chmod(0o755)
-    try:
-        half.rename(entry)
-    except OSError:
-        if not entry.is_dir():
-            raise
-
-
 def _remove(entry: Path) -> None:
     """Moves an entry away before it is deleted, so that nobody sees half of it."""
-    away = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}.", suffix=UNFINISHED))
+    away = beside(entry)
     with suppress(FileNotFoundError):  # another process was first
         entry.rename(away)
     shutil.rmtree(away, ignore_errors=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers left behind a day ago or longer."""
-    found = [path for kind in ("prepared", "facts", "hashes") for path in folder.glob(f"{kind}/*/.*{UNFINISHED}")]
-    for path in found:
+    """Removes what killed writers left behind a day ago or longer; phantoms are made in the cache itself."""
+    places = ("", "prepared/*/", "facts/*/", "hashes/*/")
+    for path in [path for place in places for path in folder.glob(f"{place}.*{UNFINISHED}")]:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > LEFTOVER_S:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

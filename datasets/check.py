@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -47,13 +48,19 @@ class Finding:
     remarks: tuple[str, ...] = ()
 
 
-def check(dataset: Dataset, root: Path, announce: Announce = lambda done, total: None) -> Finding:
+def check(
+    dataset: Dataset,
+    root: Path,
+    announce: Announce = lambda done, total: None,
+    keeps: Sequence[Literal["side", "site"]] = ("side", "site"),
+) -> Finding:
     """Reads every case of a folder and collects what is wrong.
 
     Args:
         dataset: The plug-in.
         root: The folder, as :meth:`~wardround.datasets.contract.Dataset.locate` gave it.
         announce: Told before the first and after every case.
+        keeps: What the experiment takes from the data set: a patient must have one of each.
 
     Raises:
         ValueError: there is nothing to be found at all in the folder.
@@ -64,7 +71,7 @@ def check(dataset: Dataset, root: Path, announce: Announce = lambda done, total:
     for done, case in enumerate(pool.cases, start=1):
         notes.read(dataset, case)
         announce(done, len(pool.cases))
-    structure = [*pool.problems, *_names_twice(pool), *_torn_patients(pool.cases)]
+    structure = [*pool.problems, *_names_twice(pool), *_masks_twice(pool.cases), *_torn_patients(pool.cases, keeps)]
     return Finding(
         pool=pool,
         problems=_lines(root, [*structure, *notes.problems, *notes.duplicates()]),
@@ -86,10 +93,20 @@ def _names_twice(pool: Pool) -> list[str]:
     ]
 
 
-def _torn_patients(cases: Sequence[Case]) -> list[str]:
+def _masks_twice(cases: Sequence[Case]) -> list[str]:
+    """A line per case whose mask is the mask of an earlier case too."""
+    first: dict[Path, Case] = {}
+    return [
+        f"{case.label}: expected a mask of its own for {case.name}, got that of {home.name}"
+        for case in cases
+        if (home := first.setdefault(case.label.resolve(), case)).name != case.name
+    ]
+
+
+def _torn_patients(cases: Sequence[Case], keeps: Sequence[str]) -> list[str]:
     """A line per case whose patient has an earlier case on another side of the split, or at another site."""
     lines = []
-    for what in ("side", "site"):
+    for what in keeps:
         first: dict[str, Case] = {}
         for case in sorted(cases, key=lambda case: (_SIDES.get(case.side, 0), case.name)):
             home = first.setdefault(case.patient, case)

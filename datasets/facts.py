@@ -34,6 +34,11 @@ class Facts:
     low: float
     high: float
 
+    @property
+    def scale(self) -> float:
+        """How large the intensities are: the larger absolute value of the outer two percentiles."""
+        return max(abs(self.percentiles[0]), abs(self.percentiles[-1]))
+
 
 def describe(volume: Volume, num_classes: int) -> Facts:
     """Measures a volume.

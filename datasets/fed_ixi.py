@@ -21,11 +21,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from .contract import Case, Pool, Side, Volume
+from .contract import Case, Pool, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, pair_problems
 from .nifti import read_case
-from .tables import Row, packaged, read_rows, table_problems
+from .tables import Row, packaged, read_rows, side_of, table_problems
 
 COLUMNS = ("Patient ID", "Manufacturer", "Split")
 
@@ -47,6 +48,8 @@ class FedIxi:
         slice_axis: Array axis along which slices are taken; 0 gives 83 axial slices of 44 x 55.
         missing: What to do about a listed subject whose files are not there: ``refuse``, or ``skip`` the subject.
     """
+
+    classes: ClassVar[tuple[str, ...]] = ("brain",)
 
     slice_axis: int = 0
     missing: Missing = "refuse"
@@ -92,11 +95,11 @@ class FedIxi:
             if len(image) == len(label) == 1:
                 cases.append(_case(row, patient, image[0], label[0]))
                 problems += _contradictions(table, row, cases[-1])
-        return make_pool(root, cases, ("brain",), problems)
+        return make_pool(root, cases, self.classes, problems)
 
     def volume(self, case: Case) -> Volume:
         """Reads one case, checks it and brings slices to the front. Raises DataError with every problem of the case."""
-        return read_case(case, slice_axis=self.slice_axis, num_classes=1)
+        return read_case(case, slice_axis=self.slice_axis, num_classes=len(self.classes))
 
 
 def _subject_files(root: Path) -> list[Path]:
@@ -130,16 +133,14 @@ def _row_problems(table: Path, rows: Sequence[Row]) -> list[str]:
     return problems + [
         f"{table}: patient {row['Patient ID']}: expected Split train or test, got {row['Split']!r}"
         for row in rows
-        if row["Split"] not in ("train", "test")
+        if side_of(row["Split"]) is None
     ]
 
 
 def _case(row: Row, patient: str, image: Path, label: Path) -> Case:
     match = SUBJECT.fullmatch(image.name)
     assert match is not None
-    sides: dict[str, Side] = {"train": "train", "test": "test"}
-    side = sides.get(row["Split"])
-    return Case(name=match[1], patient=patient, image=image, label=label, site=match[3], side=side)
+    return Case(name=match[1], patient=patient, image=image, label=label, site=match[3], side=side_of(row["Split"]))
 
 
 def _contradictions(table: Path, row: Row, case: Case) -> list[str]:

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from .contract import Case, DataError, Pool, Side, Volume
+from .contract import Case, DataError, Pool, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, nifti_files, pair_problems
 from .nifti import read_case
-from .tables import Row, packaged, read_rows, table_problems
+from .tables import Row, packaged, read_rows, side_of, table_problems
 
 COLUMNS = ("case_ids", "site_ids", "train_test_split")
 
@@ -56,6 +56,8 @@ class FedKits19:
             ``own``: the 0.5 and 99.5 percentiles of the volume.
         missing: What to do about a listed case whose files are not there: ``refuse``, or ``skip`` the case.
     """
+
+    classes: ClassVar[tuple[str, ...]] = ("kidney", "tumour")
 
     clip: Literal["site", "common", "own"] = "site"
     missing: Missing = "refuse"
@@ -100,7 +102,7 @@ class FedKits19:
             problems += pair_problems(image, label, expected, f"a case of {table.name}", self.missing)
             if len(image) == len(label) == 1:
                 cases.append(_case(row, sites.get(row["site_ids"]), image[0], label[0]))
-        return make_pool(root, cases, ("kidney", "tumour"), problems)
+        return make_pool(root, cases, self.classes, problems)
 
     def _row_problems(self, table: Path, rows: Sequence[Row]) -> list[str]:
         """Cases without a site or a side; sites without a window."""
@@ -110,7 +112,7 @@ class FedKits19:
         problems += [
             f"{table}: case {row['case_ids']}: expected train_test_split train or test, got {row['train_test_split']!r}"
             for row in rows
-            if row["train_test_split"] not in ("train", "test")
+            if side_of(row["train_test_split"]) is None
         ]
         if self.clip == "site":
             problems += [
@@ -130,7 +132,9 @@ class FedKits19:
             if window is None:
                 raise DataError(case.image, [f"{case.name}: {no_window(case.site)}"])
         percentiles = OWN_PERCENTILES if self.clip == "own" else None
-        return read_case(case, slice_axis=0, num_classes=2, clip_percentiles=percentiles, clip_range=window)
+        return read_case(
+            case, slice_axis=0, num_classes=len(self.classes), clip_percentiles=percentiles, clip_range=window
+        )
 
 
 def no_window(site: str | None) -> str:
@@ -157,6 +161,5 @@ def _site_names(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _case(row: Row, site: str | None, image: Path, label: Path) -> Case:
-    name = row["case_ids"]
-    sides: dict[str, Side] = {"train": "train", "test": "test"}
-    return Case(name=name, patient=name, image=image, label=label, site=site, side=sides.get(row["train_test_split"]))
+    name, side = row["case_ids"], side_of(row["train_test_split"])
+    return Case(name=name, patient=name, image=image, label=label, site=site, side=side)

@@ -13,7 +13,6 @@ import inspect
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,7 @@ import nibabel
 import numpy as np
 import torch
 
-UNFINISHED = ".unfinished"
-"""Ending of what is still being written; its name begins with a dot."""
+from .writing import write_whole
 
 SETTLED_NS = 2_000_000_000
 """A file that changed less than this before it was read may change again with the same times: not remembered."""
@@ -66,17 +64,9 @@ def read_entry(path: Path) -> Any:
 
 
 def write_entry(path: Path, value: Any) -> None:
-    """Writes a JSON file of the cache beside its place and renames it."""
+    """Writes a JSON file of the cache; one that a crash damages is seen when it is read."""
     with using_cache():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(value, file, allow_nan=False)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        write_whole(path, json.dumps(value, allow_nan=False).encode(), sync=False)
 
 
 def file_hash(path: Path) -> str:

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from .anatomy import FAMILIES, Array
 from .contract import Dataset
-from .fed_ixi import FedIxi
+from .fed_ixi import HOSPITALS, FedIxi
 from .fed_kits19 import FedKits19
 from .msd import Msd
 from .nifti import nifti_image, write_nifti
-from .prostate import Prostate
+from .prostate import FOLDERS, Prostate
 from .tables import packaged, read_rows
 
 Name = Literal["msd", "fed_kits19", "fed_ixi", "prostate"]
@@ -171,7 +171,7 @@ class FedIxiLayout:
 
     family = "brain_t1"
     loader: Dataset = FedIxi()
-    hospitals = ("Guys", "HH", "IOP")
+    hospitals = tuple(HOSPITALS.values())
 
     def site(self, slot: Slot) -> str:
         """``Guys``, ``HH``, ``IOP``, ``SITE04`` and so on."""
@@ -213,7 +213,7 @@ class ProstateLayout:
 
     family = "prostate_mr"
     loader: Dataset = Prostate()
-    sites = ("RUNMC", "BMC", "I2CVB", "UCL", "BIDMC", "HK")
+    sites = tuple(dict.fromkeys(FOLDERS.values()))
 
     def site(self, slot: Slot) -> str:
         """The six names, then ``SITE07`` and so on."""

@@ -32,7 +32,7 @@ from typing import Any, Literal, get_args
 
 from .contract import Case, Pool, Side, Volume
 from .nifti import case_name, read_case, reading_problems
-from .tables import read_rows, table_problems
+from .tables import read_rows, side_of, table_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,7 @@ class Msd:
         if "patient" not in columns and self.patients == "pairs":
             columns["patient"], wrong = _pairs(listed)
             problems += wrong
+        problems += [] if listed else [f"{root / 'dataset.json'}: training: expected at least one case, got none"]
         cases = [_described(case, columns) for case in listed if case.image.is_file() and case.label.is_file()]
         return Pool(cases=tuple(cases), classes=class_names(root, description), problems=tuple(problems))
 
@@ -232,9 +233,7 @@ def _side_problems(root: Path, side: Mapping[str, str]) -> list[str]:
 def _described(case: Case, columns: Mapping[str, Mapping[str, str]]) -> Case:
     """The case with its entries of the tables."""
     known: dict[str, Any] = {name: column[case.name] for name, column in columns.items() if case.name in column}
-    if known.get("side") not in get_args(Side):
-        known.pop("side", None)
-    return replace(case, **known)
+    return replace(case, **known | {"side": side_of(known.get("side", ""), get_args(Side))})
 
 
 def _pairs(cases: Sequence[Case]) -> tuple[dict[str, str], list[str]]:

@@ -9,8 +9,6 @@ Legend: S slices, H rows, W columns, C foreground classes; X, Y, Z the array axe
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +19,12 @@ from typing import Any, ParamSpec, TypeVar
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from .contract import Case, DataError, Volume
 from .voxels import ImageCheck, LabelCheck, clip, percentiles
+from .writing import write_whole
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +35,7 @@ AFFINE_TOLERANCE = 1e-3
 PLANES = 16
 """How many planes of X x Y voxels are in memory twice while a file is read."""
 
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 """What nibabel and gzip raise at damaged files."""
 
 
@@ -229,28 +229,10 @@ def nifti_image(array: NDArray[Any], affine: NDArray[Any] | None, header: Any = 
 
 def write_nifti(path: Path, image: Any) -> None:
     """Writes a nibabel image whole or not at all; compressed files carry no date: bytes depend on content only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = image.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """The process's file mode mask, which mkstemp ignores."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    write_whole(path, content)
 
 
 def open_nifti(path: Path, channel: int | None = None, channel_names: Sequence[str] = ()) -> NiftiFile:
@@ -417,7 +399,11 @@ def _grid_problems(image: NiftiFile, label: NiftiFile) -> list[str]:
 
 def _spacing(file: NiftiFile, slice_axis: int) -> tuple[float, float, float]:
     """(slice, row, column) spacing in millimetres from the header, whose unit is millimetres where it names none."""
-    factor = {"meter": 1e3, "micron": 1e-3}.get(file.image.header.get_xyzt_units()[0], 1.0)
+    try:
+        unit = file.image.header.get_xyzt_units()[0]
+    except KeyError as error:
+        raise _fault(file.path, f"expected a unit of length in the header, got the code {error}") from error
+    factor = {"meter": 1e3, "micron": 1e-3}.get(unit, 1.0)
     zooms = [factor * float(zoom) for zoom in file.image.header.get_zooms()[:3]]
     if not all(0 < zoom < np.inf for zoom in zooms):
         raise _fault(file.path, f"expected a spacing above 0 mm along every axis, got {zooms}")

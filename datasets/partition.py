@@ -71,12 +71,10 @@ class Natural:
                 f"example {lacking[:3]}; make hospitals with one of {others}, for example "
                 "split.partition={name: iid, hospitals: 3}"
             )
-        where = {patient: {str(case.site) for case in own} for patient, own in by_patient(cases).items()}
-        torn = [f"{patient} ({', '.join(sorted(sites))})" for patient, sites in where.items() if len(sites) > 1]
-        if torn:
+        if torn := torn_patients(cases, lambda case: str(case.site)):
             raise ValueError(f"split.partition: expected every patient at one site, got {'; '.join(torn)}")
         sites = sorted({str(case.site) for case in cases})
-        return {site: _by_name(case for case in cases if case.site == site) for site in sites}
+        return {site: list(by_name(case for case in cases if case.site == site)) for site in sites}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,9 +282,8 @@ class ByAcquisition:
 def acquisition(facts: Facts, by: Acquisition) -> float:
     """The value that :class:`ByAcquisition` sorts a case by, to three decimals."""
     slice_mm, row_mm, column_mm = facts.spacing_mm
-    largest = max(abs(facts.percentiles[0]), abs(facts.percentiles[-1]), DARKEST)
     values = {
-        "intensity": math.log10(largest),
+        "intensity": math.log10(max(facts.scale, DARKEST)),
         "slice_spacing": slice_mm,
         "pixel_spacing": math.sqrt(row_mm * column_mm),
     }
@@ -305,19 +302,26 @@ def hospital_names(number: int) -> list[str]:
 def by_patient(cases: Sequence[Case]) -> dict[str, list[Case]]:
     """The cases of each patient, both sorted by name."""
     whole: dict[str, list[Case]] = {patient: [] for patient in sorted({case.patient for case in cases})}
-    for case in _by_name(cases):
+    for case in by_name(cases):
         whole[case.patient].append(case)
     return whole
 
 
-def _by_name(cases: Iterable[Case]) -> list[Case]:
-    return sorted(cases, key=lambda case: case.name)
+def by_name(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Cases sorted by name."""
+    return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def torn_patients(cases: Sequence[Case], value: Callable[[Case], str]) -> list[str]:
+    """``Ann (north, south)`` for each patient whose cases have several values."""
+    found = {patient: sorted({value(case) for case in own}) for patient, own in by_patient(cases).items()}
+    return [f"{patient} ({', '.join(values)})" for patient, values in found.items() if len(values) > 1]
 
 
 def _named(members: Sequence[Sequence[str]], whole: Mapping[str, Sequence[Case]]) -> Hospitals:
     """The patients of each hospital as named lists of cases."""
     return {
-        name: _by_name(case for patient in patients for case in whole[patient])
+        name: list(by_name(case for patient in patients for case in whole[patient]))
         for name, patients in zip(hospital_names(len(members)), members, strict=True)
     }
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from numpy.typing import NDArray
 
 from .anatomy import FAMILIES
 from .contract import Case, DataError, Pool, Volume
+from .fingerprints import cache_folder
 from .layouts import LAYOUTS, Name, Slot, write_case, write_tables
 from .scanner import (
     DIFFICULTIES,
@@ -38,6 +36,7 @@ from .scanner import (
     slabs,
     store,
 )
+from .writing import whole_folder
 
 GENERATOR_VERSION = 3
 """Part of the folder's name: raise it whenever the same settings give other files."""
@@ -107,6 +106,11 @@ class Phantom:
         return [f"{name}: expected 1 or more, got {counts!r}"] if min(np.atleast_1d(counts), default=0) < 1 else []
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Foreground classes of the family."""
+        return FAMILIES[self.family_name].classes
+
+    @property
     def family_name(self) -> str:
         """What is imaged, given or the layout's."""
         return self.family or LAYOUTS[self.layout].family
@@ -123,7 +127,7 @@ class Phantom:
 
         It lies under ``root``, or else in the environment's WARDROUND_CACHE, or else in ``~/.cache/wardround``.
         """
-        folder = (root or _cache()) / self._folder_name()
+        folder = (root or cache_folder()) / self._folder_name()
         if not folder.is_dir():
             build(self, folder)
         return folder
@@ -160,11 +164,6 @@ class Phantom:
         return LAYOUTS[self.layout].loader.volume(case)
 
 
-def _cache() -> Path:
-    given = os.environ.get("WARDROUND_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "wardround"
-
-
 def write_phantom(phantom: Phantom, folder: Path, announce: Announce | None = None) -> None:
     """Writes a federation to a folder of the user's, whole or not at all.
 
@@ -188,22 +187,12 @@ def _what(path: Path) -> str:
 def build(phantom: Phantom, folder: Path, announce: Announce | None = None) -> None:
     """Writes the federation beside ``folder`` and renames it: no half folder; the first of two builders wins."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        with whole_folder(folder) as half:
+            _write_federation(phantom, half, announce)
     except OSError as error:
         raise ValueError(
             f"{folder.parent}: expected a folder to write phantoms to: {error.strerror}; set WARDROUND_CACHE"
         ) from error
-    try:
-        _write_federation(phantom, half, announce)
-        half.chmod(0o755)
-        try:
-            half.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
 
 
 def _write_federation(phantom: Phantom, folder: Path, announce: Announce | None) -> None:

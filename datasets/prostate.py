@@ -22,6 +22,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from .contract import Case, Pool, Side, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, pair_problems, subfolders
@@ -57,6 +58,8 @@ class Prostate:
     Args:
         missing: What to do about a listed case whose files are not there: ``refuse``, or ``skip`` the case.
     """
+
+    classes: ClassVar[tuple[str, ...]] = ("prostate",)
 
     missing: Missing = "refuse"
 
@@ -100,7 +103,7 @@ class Prostate:
             problems += pair_problems(image, label, expected, because, self.missing)
             if len(image) == len(label) == 1:
                 cases.append(_case(f"{site}_{stem}", site, side, image[0], label[0]))
-        return make_pool(root, cases, ("prostate",), problems)
+        return make_pool(root, cases, self.classes, problems)
 
     def volume(self, case: Case) -> Volume:
         """Reads one case, clips it at its 99 % quantile, merges the labels above 0 and brings slices to the front.
@@ -108,7 +111,9 @@ class Prostate:
         Raises:
             DataError: every problem of the case.
         """
-        return read_case(case, slice_axis=2, num_classes=1, clip_percentiles=(0.0, 99.0), merge_foreground=True)
+        return read_case(
+            case, slice_axis=2, num_classes=len(self.classes), clip_percentiles=(0.0, 99.0), merge_foreground=True
+        )
 
 
 def _site_folders(root: Path) -> tuple[dict[str, Path], list[str]]:

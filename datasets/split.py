@@ -18,7 +18,7 @@ import torch
 
 from .contract import Case, Cases, DataError, Federation, Pool, Side, Streams
 from .facts import Facts
-from .partition import PARTITIONS, Natural, Partition
+from .partition import PARTITIONS, Natural, Partition, by_name, torn_patients
 
 Sides = Mapping[str, Side]
 """What a case is for, by its name."""
@@ -57,6 +57,8 @@ class Split:
             problems.append(f"validation_fraction: expected 0 or more and below 1, got {self.validation_fraction!r}")
         if self.max_train_cases is not None and self.max_train_cases < 1:
             problems.append(f"max_train_cases: expected a number above 0, got {self.max_train_cases!r}")
+        if len(set(self.leave_out)) < len(self.leave_out):
+            problems.append(f"leave_out: expected every hospital once, got {list(self.leave_out)!r}")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -105,6 +107,8 @@ class Split:
     def _cases(self, hospital: str, cases: Sequence[Case], rng: Streams) -> Cases:
         """One hospital's cases on their sides."""
         side = self._own_sides(cases)
+        if hospital in self.leave_out and side is None and len({case.patient for case in cases}) == 1:
+            return Cases(train=(), validation=(), test=by_name(cases))  # too few to split, and nobody trains here
         if self.test == "common":
             side = {case.name: case.side if side and case.side else "train" for case in cases}
         if side is None:
@@ -115,7 +119,8 @@ class Split:
         elif self.validation_fraction > 0:
             side = {**side, **self._validation(cases, side, rng("validation", hospital))}
         check_patients(cases, side)
-        return self._limited(cases_by_side(cases, side), rng("limit", hospital))
+        found = cases_by_side(cases, side)
+        return found if hospital in self.leave_out else self._limited(found, rng("limit", hospital))
 
     def _own_sides(self, cases: Sequence[Case]) -> dict[str, Side] | None:
         """The data set's own split; None where it has none, or another was asked for."""
@@ -155,7 +160,7 @@ class Split:
             raise ValueError(f"split.leave_out: expected some of the hospitals {sorted(members)}, got {unknown} too")
         if self.test == "common" and "common" in members:
             raise ValueError("split.test: expected no hospital named 'common' beside a common test set, got one")
-        if set(self.leave_out) == set(members):
+        if self.leave_out and set(self.leave_out) == set(members):
             raise ValueError(f"split.leave_out: expected at least one hospital to stay, got all of {sorted(members)}")
 
     def _check_sides(self, root: Path, hospitals: Mapping[str, Cases]) -> None:
@@ -224,16 +229,7 @@ def cases_by_side(cases: Sequence[Case], side: Sides) -> Cases:
     return Cases(train=on("train"), validation=on("validation"), test=on("test"))
 
 
-def by_name(cases: Sequence[Case]) -> tuple[Case, ...]:
-    """Cases sorted by name."""
-    return tuple(sorted(cases, key=lambda case: case.name))
-
-
 def check_patients(cases: Sequence[Case], side: Sides) -> None:
     """Raises ValueError with every patient who has cases on two sides."""
-    sides: dict[str, set[str]] = {}
-    for case in cases:
-        sides.setdefault(case.patient, set()).add(side[case.name])
-    torn = [f"{patient} ({', '.join(sorted(found))})" for patient, found in sorted(sides.items()) if len(found) > 1]
-    if torn:
+    if torn := torn_patients(cases, lambda case: side[case.name]):
         raise ValueError(f"expected every patient on one side of the split, got {'; '.join(torn)}")

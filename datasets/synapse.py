@@ -66,6 +66,11 @@ class Synapse:
         if problems:
             raise ValueError("; ".join(problems))
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The organs in the order of their labels."""
+        return ORGANS[self.order]
+
     def locate(self, root: Path | None) -> Path:
         """The folder with both subfolders: ``root`` or the environment's WARDROUND_DATA, or ``Synapse`` inside it.
 
@@ -93,7 +98,7 @@ class Synapse:
         both = sorted({case.name for case in train} & {case.name for case in test})
         problems += [f"{name}: expected on one side, it is in {TRAIN} and in {TEST}" for name in both]
         cases = [*test, *(case for case in train if case.name not in both)]
-        return make_pool(root, cases, ORGANS[self.order], problems)
+        return make_pool(root, cases, self.classes, problems)
 
     def volume(self, case: Case) -> Volume:
         """Reads one case and checks it; slices lie along the first axis.
@@ -103,7 +108,7 @@ class Synapse:
             ValueError: h5py, which reads the test volumes, is not installed.
         """
         image, label = _read_slices(case) if case.parts else _read_h5(case.image)
-        check, labels = ImageCheck(), LabelCheck(len(ORGANS[self.order]))
+        check, labels = ImageCheck(), LabelCheck(len(self.classes))
         image, label_map = check.take(image, (0, 0, 0)), labels.take(label, (0, 0, 0))
         problems = [f"image: {line}" for line in check.problems()]
         problems += [f"label: {line}" for line in labels.problems()]

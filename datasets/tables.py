@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from .contract import Side
+
 Row = dict[str, str]
 
 
@@ -34,6 +36,11 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
     if not set(columns) <= set(reader.fieldnames or ()):
         raise ValueError(f"{path}: expected the columns {','.join(columns)}, got {reader.fieldnames}")
     return [{name: (row.get(name) or "").strip() for name in (*columns, *optional)} for row in reader]
+
+
+def side_of(text: str, allowed: Sequence[Side] = ("train", "test")) -> Side | None:
+    """The side of the split that a cell names; None where it names none of them."""
+    return next((side for side in allowed if side == text), None)
 
 
 def table_problems(path: Path, rows: Sequence[Row], key: Sequence[str]) -> list[str]:

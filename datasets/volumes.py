@@ -23,7 +23,7 @@ from typing import get_args
 from .contract import Case, Pool, Side, Volume
 from .folders import find_folder, make_pool
 from .nifti import is_nifti, read_case, reading_problems
-from .tables import Row, read_rows, table_problems
+from .tables import Row, read_rows, side_of, table_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def _case(folder: Path, row: Row) -> Case:
         image=folder / row["image"],
         label=folder / row["label"],
         site=row["hospital"] or None,
-        side=_side(row["split"]),
+        side=side_of(row["split"], get_args(Side)),
     )
 
 
@@ -118,17 +118,13 @@ def _name(image: str) -> str:
     return "_".join(part for part in PurePosixPath(path).parts if part not in ("/", "."))
 
 
-def _side(split: str) -> Side | None:
-    return next((side for side in get_args(Side) if side == split), None)
-
-
 def _row_problems(path: Path, rows: Sequence[Row]) -> list[str]:
     """Cells that are empty or say something else than they may."""
     problems = [f"{path}: row {number} has no label" for number, row in _numbered(rows) if not row["label"]]
     problems += [
         f"{path}: row {number}: split: expected {', '.join(get_args(Side))} or nothing, got {row['split']!r}"
         for number, row in _numbered(rows)
-        if row["split"] and _side(row["split"]) is None
+        if row["split"] not in ("", *get_args(Side))
     ]
     for column in ("hospital", "split"):
         empty = [number for number, row in _numbered(rows) if not row[column]]

@@ -184,10 +184,10 @@ class HospitalWindows:
         Returns:
             Images (b, D, size, size) float32 in [0, 1] and labels (b, D, size, size) uint8.
         """
-        slices = self.table[_put(index, self.table.device)]
+        slices = self.table[put(index, self.table.device)]
         images, labels = self._images[slices], self._labels[slices]
         if device is not None:
-            images, labels = _put(images, torch.device(device)), _put(labels, torch.device(device))
+            images, labels = put(images, torch.device(device)), put(labels, torch.device(device))
         return (min_max(images) if self.windows.normalise == "window" else images), labels
 
     def to(self, device: torch.device | str) -> HospitalWindows:
@@ -224,7 +224,7 @@ class _Stack:
         return _Stack([whole])
 
 
-def _put(tensor: Tensor, device: torch.device) -> Tensor:
+def put(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device; towards a GPU without waiting for what runs there."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 

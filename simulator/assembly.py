@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from ..clients.optimizers import SGD
 from ..clients.replica import Replica
 from ..clients.training import Training
 from ..datasets.cache import Preparation
-from ..datasets.contract import Case, Cases, Dataset, Federation
+from ..datasets.contract import Case, Cases, Dataset, Federation, Volume
 from ..datasets.fingerprints import file_hash
 from ..datasets.windows import HospitalWindows, PreparedVolume, Windows
 from .assessment import Assessor
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """The cases of an experiment, found and split but not read."""
+    """The cases of an experiment, found and split, with the SHA-256 of every file."""
 
     federation: Federation
+    file_hashes: Mapping[Path, str]
     data_hash: str
     weights_hash: str
 
@@ -66,9 +68,11 @@ def locate(experiment: Experiment, data: Path | None) -> Located:
     federation = experiment.split.federation(pool, root, streams(experiment.split_seed, "split"), facts)
     experiment.evaluation.check(federation.classes)
     experiment.cohort.check(len(federation.hospitals))
+    hashes = {path: file_hash(path) for _, _, case in all_cases(federation) for path in case.files}
     return Located(
         federation=federation,
-        data_hash=_data_hash(federation),
+        file_hashes=hashes,
+        data_hash=_data_hash(federation, hashes),
         weights_hash=experiment.model.weights_hash(),
     )
 
@@ -89,6 +93,8 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
     preparation = preparation_of(experiment, len(located.federation.classes))
     with counting("preparing", quiet=quiet) as announce:
         preparation.prepare_all([case for _, _, case in all_cases(located.federation)], announce)
+    for _, _, case in all_cases(located.federation):
+        check_unchanged(case, located.file_hashes)
     hospitals = {
         name: _hospital(experiment, name, cases, preparation)
         for name, cases in sorted(located.federation.hospitals.items())
@@ -106,7 +112,7 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
         evaluation=experiment.evaluation,
         windows=experiment.windows,
         classes=located.federation.classes,
-        read=experiment.data.volume,
+        read=partial(read_unchanged, experiment.data, located.file_hashes),
     )
     server = _initial_server(federated)
     return Assembled(
@@ -199,13 +205,35 @@ def _initial_server(federated: Federated) -> ServerState:
         raise ValueError(f"aggregator {type(federated.aggregator).__name__}: {error}") from error
 
 
-def _data_hash(federation: Federation) -> str:
+def read_unchanged(dataset: Dataset, hashes: Mapping[Path, str], case: Case) -> Volume:
+    """Reads a case whose files are those that the run began with.
+
+    Raises:
+        ValueError: a file is another one now.
+    """
+    check_unchanged(case, hashes)
+    volume = dataset.volume(case)
+    check_unchanged(case, hashes)
+    return volume
+
+
+def check_unchanged(case: Case, hashes: Mapping[Path, str]) -> None:
+    """Raises ValueError when a file of a case is not the one that the run is named after."""
+    for path in case.files:
+        if file_hash(path) != hashes[path]:
+            raise ValueError(
+                f"{path}: expected the file that was there when the run began, it has changed since; put it back to go "
+                "on, or run again for a run of the new data"
+            )
+
+
+def _data_hash(federation: Federation, hashes: Mapping[Path, str]) -> str:
     """SHA-256 over who has which case in which split, and the bytes of every file. Paths do not enter."""
     digest = hashlib.sha256(repr(federation.classes).encode())
     for hospital, split, case in all_cases(federation):
         digest.update(f"{hospital}/{split}/{case.name}/{case.patient}".encode())
         for path in case.files:
-            digest.update(file_hash(path).encode())
+            digest.update(hashes[path].encode())
     return digest.hexdigest()
 
 

@@ -223,7 +223,7 @@ def _data_commands(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the page")
     prepare = _command(
-        commands, "prepare", _data_prepare, "write normalised windows into the cache", "data prepare fed-kits19"
+        commands, "prepare", _data_prepare, "read, clip and resize volumes into the cache", "data prepare fed-kits19"
     )
     _data_arguments(prepare)
     prepare.set_defaults(interrupted="interrupted; the same command goes on with the cases that are left")

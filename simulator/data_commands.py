@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..datasets.check import Finding, check
 from ..datasets.contract import Case, DataError, Federation, Pool
@@ -14,7 +14,7 @@ from ..datasets.partition import Natural
 from ..datasets.phantom import Phantom, write_phantom
 from ..datasets.split import Split, cases_by_side
 from .assembly import make_preparation
-from .builder import build
+from .builder import build, resolve
 from .data_report import write_data_report
 from .data_settings import DataSettings
 from .data_tables import federation_rows, text
@@ -47,17 +47,32 @@ def check_data(settings: DataSettings, root: Path | None, *, report: Path | None
         ValueError: there is no such folder, or nothing in it.
     """
     folder = settings.data.locate(root)
+    if report is not None:
+        _check_target(report)
     with counting("reading", quiet=quiet) as announce:
-        finding = check(settings.data, folder, announce)
+        finding = check(settings.data, folder, announce, _kept(settings.split))
     federation, torn = _federation(settings, folder, finding)
     finding = replace(finding, problems=(*finding.problems, *torn))
     told = _problems_told(folder, finding) or text(federation_rows(federation, finding.facts), finding.pool.classes)
-    remarks = [f"remark: {remark}" for remark in finding.remarks]
+    remarks = [f"remark: {remark}" for remark in [*finding.remarks, *_without_sites(settings, finding.pool)]]
     written = []
     if report is not None:
-        write_data_report(report, settings.data, finding, federation, images=images)
+        made_by = {**resolve(settings.split), "split_seed": settings.split_seed}
+        write_data_report(report, settings.data, finding, federation, images=images, split=made_by)
         written = ["", f"report: {report}"]
     return Checked(text="\n".join([told, *remarks, *written]), problems=bool(finding.problems))
+
+
+def _check_target(report: Path) -> None:
+    """Before an hour of reading: a page can be written there."""
+    if report.is_dir() or not report.resolve().parent.is_dir():
+        raise ValueError(f"{report}: expected a file to write in a folder that is there")
+
+
+def _kept(split: Split) -> list[Literal["side", "site"]]:
+    """What a split takes over from the data set."""
+    sides: list[Literal["side", "site"]] = ["side"] if split.test_fraction is None else []
+    return [*sides, "site"] if isinstance(split.partition, Natural) else sides
 
 
 def _problems_told(folder: Path, finding: Finding) -> str:
@@ -65,7 +80,8 @@ def _problems_told(folder: Path, finding: Finding) -> str:
     if not finding.problems:
         return ""
     number = len(finding.problems)
-    head = f"{folder}: {number} problem{'s' * (number > 1)}, {len(finding.pool.cases)} cases looked at"
+    looked_at = len(finding.pool.cases)
+    head = f"{folder}: {number} problem{'s' * (number > 1)}, {looked_at} case{'s' * (looked_at != 1)} looked at"
     return "\n  ".join([head, *finding.problems])
 
 
@@ -75,12 +91,19 @@ def _federation(settings: DataSettings, folder: Path, finding: Finding) -> tuple
     by_site = _by_site(pool)
     if finding.problems:
         return by_site, []
-    if isinstance(settings.split.partition, Natural) and all(case.site is None for case in pool.cases):
+    if _without_sites(settings, pool):
         return by_site, []
     try:
         return make_federation(settings.split, pool, folder, settings.split_seed, finding.facts), []
     except DataError as error:
         return by_site, list(error.problems)
+
+
+def _without_sites(settings: DataSettings, pool: Pool) -> list[str]:
+    """A line where nobody says which hospital has which case."""
+    if not isinstance(settings.split.partition, Natural) or any(case.site is not None for case in pool.cases):
+        return []
+    return ["the data set has no sites: to run, make hospitals with split.partition={name: iid, hospitals: 3}"]
 
 
 def make_federation(split: Split, pool: Pool, root: Path, seed: int, facts: Mapping[str, Facts]) -> Federation:
@@ -113,7 +136,8 @@ def prepare_data(settings: DataSettings, root: Path | None, *, quiet: bool) -> s
     preparation = make_preparation(settings.data, len(pool.classes), settings.image_size, settings.windows)
     with counting("preparing", quiet=quiet) as announce:
         made = preparation.prepare_all(pool.cases, announce)
-    return f"{made} of {len(pool.cases)} volumes prepared, the others were there; cache: {preparation.folder}"
+    there = len(pool.cases) - made
+    return f"{made} volumes prepared, {there} were there already; cache: {preparation.folder}"
 
 
 def make_phantom(layout: str, out: Path, settings: Mapping[str, Any], *, quiet: bool) -> str:
@@ -125,4 +149,5 @@ def make_phantom(layout: str, out: Path, settings: Mapping[str, Any], *, quiet: 
     phantom = build(Phantom, {"layout": layout, **settings})
     with counting("writing", quiet=quiet) as announce:
         write_phantom(phantom, out, announce)
-    return f"{out}: {phantom.hospitals} hospitals; look at them with `wardround data check {layout} --root {out}`"
+    clip = " --set data.clip=common" if layout == "fed_kits19" else ""
+    return f"{out}: {phantom.hospitals} hospitals; look at them with `wardround data check {layout} --root {out}{clip}`"

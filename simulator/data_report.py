@@ -5,8 +5,7 @@ Made of what the check measured, and of one volume per hospital that is read onc
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ from .report_page import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MANY_HOSPITALS = 8
 """With more of them, pictures are smaller, and those after them have to be unfolded."""
@@ -54,7 +53,13 @@ STEPS = 96
 
 
 def write_data_report(
-    path: Path, dataset: Dataset, finding: Finding, federation: Federation, *, images: bool = True
+    path: Path,
+    dataset: Dataset,
+    finding: Finding,
+    federation: Federation,
+    *,
+    images: bool = True,
+    split: Mapping[str, object] | None = None,
 ) -> Path:
     """Writes one self-contained HTML page about a folder of data; the same data give the same bytes.
 
@@ -64,6 +69,7 @@ def write_data_report(
         finding: What the check found; cases it could not measure are listed as problems and shown nowhere else.
         federation: Who has which cases.
         images: Whether a slice of one case per hospital may be on the page.
+        split: The settings that made the hospitals; None: not shown.
 
     Returns:
         The file written.
@@ -79,6 +85,11 @@ def write_data_report(
         _slices(dataset, finding, groups) if images else _no_slices(),
         _intensities(groups),
         _settings(dataset),
+        *(
+            [Section(title="How the hospitals were made", body=facts({k: str(v) for k, v in split.items()}))]
+            if split
+            else []
+        ),
     ]
     title = f"Data check: {_called(dataset)}"
     sections = [section for section in made if section is not None]
@@ -259,12 +270,12 @@ class Axis:
 def common_axis(measured: Sequence[Facts]) -> Axis:
     """From the smallest 0.5 % point to the largest 99.5 % point of all cases.
 
-    Where the cases' intensities (the larger absolute value of these two points) differ by more than :data:`LOG_ABOVE`
-    times, the axis is ``asinh(intensity / width)``: logarithmic, with a place for zero and for negative values.
+    Where the cases' scales differ by more than :data:`LOG_ABOVE` times, the axis is ``asinh(intensity / width)``:
+    logarithmic, with a place for zero and for negative values.
     """
     low, high = min(facts.percentiles[0] for facts in measured), max(facts.percentiles[-1] for facts in measured)
     high = high if high > low else low + 1
-    scales = [max(abs(facts.percentiles[0]), abs(facts.percentiles[-1])) for facts in measured]
+    scales = [facts.scale for facts in measured]
     smallest = min((scale for scale in scales if scale > 0), default=1.0)
     if max(scales) <= LOG_ABOVE * smallest:
         return Axis(edges=np.linspace(low, high, STEPS + 1), linear_width=None)
@@ -318,8 +329,7 @@ def _times(ratio: float) -> str:
 
 def _ratio(groups: Sequence[Group]) -> float:
     """How many times the largest convention is the smallest one."""
-    points = [facts.percentiles for group in groups for facts in group.measured]
-    scales = [scale for outer in points if (scale := max(abs(outer[0]), abs(outer[-1]))) > 0]
+    scales = [facts.scale for group in groups for facts in group.measured if facts.scale > 0]
     return max(scales) / min(scales) if scales else 1.0
 
 
@@ -349,11 +359,12 @@ def _histogram(name: str, axis: Axis, shares: NDArray[np.float64], top: float) -
     """An ``<svg>`` element: mean and spread of (cases, STEPS) shares."""
     from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter
 
-    from .figures import BLUE, SKY
+    from .figures import BLUE, SKY, svg
 
     lower, upper = np.percentile(100 * shares, (10, 90), axis=0)
 
-    def draw(axes: Axes) -> None:
+    def draw(drawing: Figure) -> None:
+        axes = drawing.add_subplot()
         if axis.linear_width is not None:
             axes.set_xscale("asinh", linear_width=axis.linear_width)
         axes.stairs(upper, axis.edges, baseline=lower, fill=True, color=SKY, alpha=0.45, linewidth=0)
@@ -365,7 +376,7 @@ def _histogram(name: str, axis: Axis, shares: NDArray[np.float64], top: float) -
         axes.xaxis.set_major_locator(_locator(axis))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
-    return _chart(name, draw)
+    return svg(name, draw, (3.1, 2.1))
 
 
 def _share_ticks(top: float) -> list[float]:
@@ -387,19 +398,3 @@ def _locator(axis: Axis) -> Any:
     powers = 10.0 ** np.arange(np.ceil(np.log10(3 * axis.linear_width)), np.floor(np.log10(largest)) + 1)
     powers = powers[:: -(-len(powers) // 5)]
     return FixedLocator([value for value in (*-powers, 0.0, *powers) if axis.edges[0] <= value <= axis.edges[-1]])
-
-
-def _chart(name: str, draw: Callable[[Axes], None]) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from .figures import _STYLE, _inline
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name})
-        drawing = Figure(figsize=(3.1, 2.1), layout="constrained")
-        draw(drawing.add_subplot())
-        text = io.StringIO()
-        drawing.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(text.getvalue(), name)

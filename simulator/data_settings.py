@@ -34,8 +34,13 @@ class DataSettings:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
+        problems = []
         if self.image_size < 1:
-            raise ValueError(f"image_size: expected at least 1 pixel, got {self.image_size!r}")
+            problems.append(f"image_size: expected at least 1 pixel, got {self.image_size!r}")
+        if self.split_seed < 0:
+            problems.append(f"split_seed: expected a number of at least 0, got {self.split_seed!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
 
 
 def load_data_settings(name: str, file: ExperimentsFile, overrides: Sequence[str] = ()) -> DataSettings:
@@ -61,7 +66,7 @@ def load_data_settings(name: str, file: ExperimentsFile, overrides: Sequence[str
             split_seed=experiment.split_seed,
         )
     if name not in DATASETS:
-        raise ValueError(unknown(f"no data set and no experiment {name!r}", name, [*DATASETS, *file.entries]))
+        raise ValueError(unknown(f"no data set and no experiment {name!r}", name, {*DATASETS, *file.entries}))
     settings = expand(DataSettings, {"data": name})
     for text in overrides:
         settings = merge(settings, expand(DataSettings, nested(text)))

@@ -6,7 +6,6 @@ long as they are few and their names plain ASCII.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -254,7 +253,7 @@ def _titled(row: HospitalRow) -> str:
 def _note(rows: Sequence[HospitalRow]) -> str:
     parts = [
         "Train, test: cases. Slices, ml: median over the cases (smallest-largest). Slice, pixel mm: spacing, "
-        "smallest-largest. Intensity: medians over the cases of the 0.5th, 50th and 99.5th percentile."
+        "smallest-largest. Intensity: medians over the cases of the 0.5th, 50th and 99.5th percentile, after clipping."
     ]
     if any(row.role == "unseen" for row in rows):
         parts.append("Unseen: does not train, its test cases are scored with the global model.")
@@ -317,31 +316,21 @@ def figure(rows: Sequence[HospitalRow], classes: Sequence[str], name: str = "hos
     Returns:
         An ``<svg>`` element that takes the colours of its page; :func:`in_words` is its text alternative.
     """
-    data = _drawn(rows, classes, figures._STYLE | {"svg.hashsalt": name}, format="svg")
-    return figures._inline(data.decode(), name)
+    return figures.svg(name, *_drawing(rows, classes))
 
 
 def png(rows: Sequence[HospitalRow], classes: Sequence[str]) -> bytes:
     """The same picture as a PNG file, black on white."""
-    grey: dict[object, str] = {figures.INK: "#1c2024", figures.FAINT: "#d6dbe0"}
-    style = {key: grey.get(value, value) for key, value in figures._STYLE.items()}
-    return _drawn(rows, classes, style | {"savefig.facecolor": "white", "savefig.dpi": 150}, format="png")
+    return figures.png(*_drawing(rows, classes))
 
 
-def _drawn(rows: Sequence[HospitalRow], classes: Sequence[str], style: Any, format: Literal["svg", "png"]) -> bytes:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type") if format == "svg" else ("Software",))
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # not the reader's own style: the picture must not depend on the machine
-        matplotlib.rcParams.update(style | {"font.size": 9, "text.parse_math": False})
-        panels = _panels(rows, classes)
-        drawing = Figure(figsize=(7.2, 2.2 + 1.5 * len(panels)), layout="constrained")
-        _draw(drawing, rows, panels)
-        data = io.BytesIO()
-        drawing.savefig(data, format=format, metadata=nothing)
-    return data.getvalue()
+def _drawing(
+    rows: Sequence[HospitalRow], classes: Sequence[str]
+) -> tuple[Callable[[Figure], None], tuple[float, float], figures.Style]:
+    """What draws it, its size and its settings."""
+    panels = _panels(rows, classes)
+    size = (7.2, 2.2 + 1.5 * len(panels))
+    return lambda drawing: _draw(drawing, rows, panels), size, {"font.size": 9, "text.parse_math": False}
 
 
 def _panels(rows: Sequence[HospitalRow], classes: Sequence[str]) -> list[tuple[str, list[Sequence[float]]]]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442",
@@ -98,15 +99,12 @@ def area_chart(name: str, layers: Mapping[str, Points], *, y_label: str) -> str:
     return _chart(name, draw, y_label=y_label, from_zero=True)
 
 
-def _chart(name: str, draw: Any, *, y_label: str, small: bool = False, from_zero: bool = False) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
+def _chart(
+    name: str, draw: Callable[[Axes], None], *, y_label: str, small: bool = False, from_zero: bool = False
+) -> str:
     from matplotlib.ticker import MaxNLocator
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # not the reader's own style: the page must not depend on the machine
-        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name})
-        drawing = Figure(figsize=(3.1, 2.1) if small else (5.2, 3.1), layout="constrained")
+    def draw_all(drawing: Figure) -> None:
         axes = drawing.add_subplot()
         draw(axes)
         axes.set_xlabel("round")
@@ -114,12 +112,57 @@ def _chart(name: str, draw: Any, *, y_label: str, small: bool = False, from_zero
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if small else 10, integer=True, min_n_ticks=1))
         if from_zero:
             axes.set_ylim(bottom=0.0)
-        text = io.StringIO()
-        drawing.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(text.getvalue(), name)
+
+    return svg(name, draw_all, (3.1, 2.1) if small else (5.2, 3.1))
 
 
-_STYLE: Any = {  # Any: the names that matplotlib types as settings differ between its versions
+Style = Mapping[str, object]
+"""Settings of matplotlib."""
+
+
+def svg(name: str, draw: Callable[[Figure], None], size: tuple[float, float], style: Style | None = None) -> str:
+    """A drawing as part of a page.
+
+    Args:
+        name: Unique on the page; makes the ids of the drawing unique.
+        draw: Fills the empty drawing; matplotlib has the settings already.
+        size: Width and height in inches.
+        style: Settings beside those that all pictures have.
+
+    Returns:
+        An ``<svg>`` element that takes the colours of its page.
+    """
+    data = _saved(draw, size, {**_STYLE, "svg.hashsalt": name, **(style or {})}, "svg")
+    return _inline(data.decode(), name)
+
+
+def png(draw: Callable[[Figure], None], size: tuple[float, float], style: Style | None = None) -> bytes:
+    """A drawing as a PNG file, black on white; arguments as :func:`svg`."""
+    on_white: dict[object, str] = {INK: "#1c2024", FAINT: "#d6dbe0"}
+    settings = {key: on_white.get(value, value) for key, value in _STYLE.items()}
+    white = {"savefig.facecolor": "white", "savefig.dpi": 150}
+    return _saved(draw, size, {**settings, **white, **(style or {})}, "png")
+
+
+def _saved(
+    draw: Callable[[Figure], None], size: tuple[float, float], style: Style, format: Literal["svg", "png"]
+) -> bytes:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type") if format == "svg" else ("Software",))
+    settings: Any = style  # the names that matplotlib types as settings differ between its versions
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # not the reader's own style: the page must not depend on the machine
+        matplotlib.rcParams.update(settings)
+        drawing = Figure(figsize=size, layout="constrained")
+        draw(drawing)
+        data = io.BytesIO()
+        drawing.savefig(data, format=format, metadata=nothing)
+    return data.getvalue()
+
+
+_STYLE: Style = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": INK,

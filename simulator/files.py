@@ -20,7 +20,10 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes beside the place, syncs, renames. After a crash the file is the old one or the new one."""
+    """Writes beside the place, syncs, renames. After a crash the file is the old one or the new one.
+
+    Not ``datasets.writing``: loading the data sets loads torch, and a report needs none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:

@@ -51,11 +51,11 @@ class TableSetting:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Self:
-        """The setting of an experiment; 2 classes unless its data set says ``num_classes`` without being read."""
+        """The setting of an experiment; 2 classes unless its data set knows its ``classes`` without being read."""
         default = cls()
         return cls(
             model=experiment.model,
-            classes=getattr(experiment.data, "num_classes", default.classes),
+            classes=len(getattr(experiment.data, "classes", ())) or default.classes,
             method=experiment.method,
             lora=getattr(experiment.method, "lora", default.lora),
             rounds=experiment.rounds,

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from wardround.datasets import cache, fingerprints
-from wardround.datasets.cache import Preparation, cache_folder
+from wardround.datasets import cache, fingerprints, writing
+from wardround.datasets.cache import Preparation
 from wardround.datasets.contract import Case, DataError, Volume
 from wardround.datasets.facts import describe
-from wardround.datasets.fingerprints import code_hash, file_hash
+from wardround.datasets.fingerprints import cache_folder, code_hash, file_hash
 from wardround.datasets.msd import Msd
 from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows, prepare
 
@@ -284,11 +284,30 @@ def test_code_that_reads_volumes_is_noticed(edit: Callable[[str], None]) -> None
         assert (code_hash(Msd) != before) == counts, module
 
 
-@pytest.mark.parametrize("module", ["windows", "facts"])
+@pytest.mark.parametrize("library", [torch, np, nib], ids=lambda library: library.__name__)
+def test_another_version_of_a_library_is_noticed(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch, library: types.ModuleType
+) -> None:
+    before = code_hash(Msd)
+    preparation().load(cases[0])
+    monkeypatch.setattr(library, "__version__", f"{library.__version__}.1")
+    code_hash.cache_clear()
+    try:
+        assert code_hash(Msd) != before
+        assert preparation().prepare_all(cases[:1]) == 1
+    finally:
+        code_hash.cache_clear()
+
+
+@pytest.mark.parametrize("module", ["windows", "facts", "cache", "writing"])
 def test_code_that_prepares_is_noticed(cases: list[Case], edit: Callable[[str], None], module: str) -> None:
+    """Also with a data set that takes nothing from these modules itself, as this file does."""
+    foreign = dataclasses.replace(preparation(), dataset=Msd())
+    before = foreign._source(cases[0])
     preparation().load(cases[0])
     edit(module)
     assert preparation().prepare_all(cases[:1]) == 1
+    assert foreign._source(cases[0]) != before
 
 
 def test_a_class_without_source_code_is_refused(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,18 +360,34 @@ def test_a_killed_preparation_continues(cases: list[Case], home: Path) -> None:
     assert not unfinished(home)
 
 
+@pytest.mark.parametrize("place", ["prepared/ab", "facts/ab", "hashes/ab", "."])
+def test_what_a_kill_left_anywhere_is_removed_when_it_is_old(home: Path, place: str) -> None:
+    """Phantoms are built in the cache itself."""
+    (home / place).mkdir(parents=True, exist_ok=True)
+    folder, file, new = (writing.beside(home / place / name) for name in ("folder", "file", "new"))
+    folder.mkdir()
+    (folder / "part").touch()
+    file.touch()
+    new.touch()
+    (home / "phantom").mkdir()
+    for path in (folder, file, home / "phantom"):
+        os.utime(path, (time.time() - 2 * 86400,) * 2)
+    preparation().prepare_all([])
+    assert [folder.exists(), file.exists(), new.exists(), (home / "phantom").exists()] == [False, False, True, True]
+
+
 def test_two_processes_at_once(cases: list[Case], home: Path) -> None:
     """Both have finished the first volume before either puts it in its place."""
     barrier = multiprocessing.get_context("fork").Barrier(2)
-    put = cache._put
+    put = writing._put
 
     def meet(half: Path, entry: Path) -> None:
-        cache._put = put
+        writing._put = put
         barrier.wait(60)
         put(half, entry)
 
     def work() -> None:
-        cache._put = meet
+        writing._put = meet
         how = preparation()
         assert how.prepare_all(cases) >= 1
         assert all(same(how.load(case), direct(how, case)) for case in cases)

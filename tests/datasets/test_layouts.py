@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 from wardround.datasets.contract import Dataset
 from wardround.datasets.fed_ixi import FedIxi
 from wardround.datasets.fed_kits19 import FedKits19
-from wardround.datasets.layouts import LAYOUTS, Slot
+from wardround.datasets.layouts import LAYOUTS, Name, Slot
 from wardround.datasets.msd import Msd
 from wardround.datasets.phantom import Phantom, slots_of
 from wardround.datasets.prostate import Prostate
 from wardround.datasets.testing import check_dataset
+from wardround.simulator import cli
 
 LOADERS: dict[str, Dataset] = {
     "msd": Msd(),
@@ -47,6 +49,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_layouts_are_named_alike_everywhere() -> None:
+    """The command line has a list of its own, for it loads nothing heavy."""
+    assert tuple(LAYOUTS) == get_args(Name) == cli.LAYOUTS == tuple(LOADERS)
 
 
 @pytest.mark.parametrize("layout", LOADERS)

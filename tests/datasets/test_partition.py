@@ -86,6 +86,11 @@ def patient_counts(hospitals: dict[str, list[Case]]) -> list[int]:
 # ---- what all have to keep -------------------------------------------------------------------------------------------
 
 
+def test_every_partition_is_among_those_tested_here() -> None:
+    """``natural`` takes no number of hospitals and has tests of its own."""
+    assert {type(partition) for partition in SEVERAL} | {Natural} == set(PARTITIONS.values())
+
+
 @pytest.mark.parametrize("partition", SEVERAL, ids=repr)
 def test_every_case_is_somewhere_once_patients_whole_nobody_empty(partition: Partition) -> None:
     cases = pool(40, scans=2)

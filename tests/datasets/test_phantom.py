@@ -256,6 +256,12 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file: expected a folder to write phantoms to: .*; set WARDROUND_CACHE"):
+        build(SMALL, tmp_path / "file" / "phantoms")
+
+
 def test_a_second_build_keeps_the_first(tmp_path: Path) -> None:
     phantom = Phantom(hospitals=1, train_cases=1, test_cases=1, size=16, slices=2)
     folder = phantom.locate(tmp_path)

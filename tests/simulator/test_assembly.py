@@ -90,6 +90,29 @@ def test_regions_must_be_made_of_the_classes(folder: Path) -> None:
         locate(tiny("evaluation.regions={whole: [edema, cyst]}"), folder)
 
 
+def test_files_that_change_during_a_run_are_noticed(folder: Path) -> None:
+    """Between finding and preparing, and between training and scoring."""
+    located = locate(tiny(), folder)
+    case = located.federation.hospitals["hospital-1"].test[0]
+    assembled = assemble(tiny(), located, choose_device("cpu"))
+    assert assembled.assessor.read(case).case == case
+    original = case.label.read_bytes()
+    mask = nib.load(case.label)
+    nib.save(nib.Nifti1Image(array(mask)[::-1], mask.affine), case.label)
+    try:
+        with pytest.raises(
+            ValueError, match=rf"{case.label.name}: expected the file that was there when the run began"
+        ):
+            assembled.assessor.read(case)
+        with pytest.raises(
+            ValueError, match=rf"{case.label.name}: expected the file that was there when the run began"
+        ):
+            assemble(tiny(), located, choose_device("cpu"))
+    finally:
+        case.label.write_bytes(original)
+    assert assembled.assessor.read(case).case == case
+
+
 def test_the_data_hash_is_of_content_and_split_not_of_paths(folder: Path, tmp_path: Path) -> None:
     here, there = locate(tiny(), folder), locate(tiny(), tmp_path)
     assert here.data_hash == there.data_hash

@@ -150,6 +150,15 @@ def test_table_json_has_the_keys_and_the_counts(capsys: pytest.CaptureFixture[st
     }
 
 
+@pytest.mark.parametrize(("experiment", "full"), [("fed-ixi", 90_398_774), ("fed-kits19", 90_532_927)])
+def test_table_counts_the_classes_of_the_experiments_data(
+    experiment: str, full: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FLAP-SAM's counts at one class and at two."""
+    assert cli.main(["table", experiment, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["trained_parameters"] == full
+
+
 def test_table_takes_an_experiment_and_options_win(capsys: pytest.CaptureFixture[str]) -> None:
     """LoRA on the tiny model: as many parameters per rank, so rank 6 has three times those of the entry's rank 2."""
     counts = []

@@ -50,6 +50,7 @@ def test_check_shows_who_has_what_and_writes_a_page(
     assert all(f"hospital-{number}" in printed for number in (1, 2, 3))
     assert printed.endswith(f"report: {page}\n")
     assert page.read_text().count("data:image/png") >= 3
+    assert "max_train_cases" in page.read_text()  # how the hospitals were made
     assert main(["data", "check", "msd", "--root", str(phantoms), "--report", str(page), "--no-images"]) == 0
     assert "data:image/png" not in page.read_text()
 
@@ -69,7 +70,9 @@ def test_check_of_data_without_sites_shows_them_as_one(
     copy = _copy(phantoms, tmp_path / "copy")
     (copy / "sites.csv").unlink()
     assert main(["data", "check", "msd", "--root", str(copy)]) == 0
-    assert "hospital-1" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "hospital-1" not in printed
+    assert "remark: the data set has no sites" in printed
 
 
 def _copy(folder: Path, to: Path) -> Path:
@@ -120,15 +123,15 @@ def test_prepare_does_what_is_left_to_do(phantoms: Path, tmp_path: Path, capsys:
     root = _copy(phantoms, tmp_path / "copy")
     words = ["data", "prepare", "msd", "--root", str(root), "--set", "image_size=24"]
     assert main(words) == 0
-    assert capsys.readouterr().out.startswith("9 of 9 volumes prepared")
+    assert capsys.readouterr().out.startswith("9 volumes prepared, 0 were there already")
     assert main(words) == 0
-    assert capsys.readouterr().out.startswith("0 of 9 volumes prepared")
+    assert capsys.readouterr().out.startswith("0 volumes prepared, 9 were there already")
     image = sorted((root / "imagesTr").iterdir())[0]
     _change(image, lambda array: array[::-1].copy())
     assert main(words) == 0
-    assert capsys.readouterr().out.startswith("1 of 9 volumes prepared")
+    assert capsys.readouterr().out.startswith("1 volumes prepared, 8 were there already")
     assert main([*words, "--set", "windows.normalise=window"]) == 0
-    assert capsys.readouterr().out.startswith("9 of 9 volumes prepared")
+    assert capsys.readouterr().out.startswith("9 volumes prepared")
 
 
 @pytest.mark.parametrize(
@@ -138,10 +141,14 @@ def test_prepare_does_what_is_left_to_do(phantoms: Path, tmp_path: Path, capsys:
         (["check", "msd", "--root", "/nowhere"], "/nowhere: expected a folder that holds a Decathlon task"),
         (["check", "msd", "--set", "data.chanel=1"], "data.chanel: unknown key, did you mean 'channel'?"),
         (["prepare", "msd", "--set", "image_size=0"], "image_size: expected at least 1 pixel, got 0"),
+        (["check", "msd", "--set", "split_seed=-1"], "split_seed: expected a number of at least 0, got -1"),
+        (["check", "msd", "--root", "FOLDER", "--report", "."], ".: expected a file to write"),
     ],
 )
-def test_mistakes_are_one_message(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", *words]) == 2
+def test_mistakes_are_one_message(
+    words: list[str], message: str, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", *(str(phantoms) if word == "FOLDER" else word for word in words)]) == 2
     assert message in capsys.readouterr().err
 
 
