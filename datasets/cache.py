@@ -21,7 +21,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,6 +183,16 @@ class Preparation:
         with using_cache(), whole_folder(entry) as half:
             self._write(half, volume)
 
+    def _chunks(self, volume: Volume) -> Iterator[tuple[Tensor, Tensor]]:
+        """A few prepared slices at a time."""
+        try:
+            yield from prepared_chunks(volume, self.image_size, self.windows)
+        except (RuntimeError, MemoryError) as error:  # what torch and numpy say when there is no memory
+            raise ValueError(
+                f"{volume.case.image}: expected slices that fit into memory, got image_size {self.image_size} and "
+                f"windows.grid {self.windows.grid}: {' '.join(str(error).split())[:200]}"
+            ) from error
+
     def _write(self, folder: Path, volume: Volume) -> None:
         """Slices as they are made, a few at a time; plain writes, which report a full disk where a mapping dies."""
         slices, rows, columns = volume.image.shape
@@ -190,7 +200,7 @@ class Preparation:
         with (folder / "images.npy").open("wb") as images_file, (folder / "labels.npy").open("wb") as labels_file:
             _write_header(images_file, shape, np.float32)
             _write_header(labels_file, shape, np.uint8)
-            for images, labels in prepared_chunks(volume, self.image_size, self.windows):
+            for images, labels in self._chunks(volume):
                 images_file.write(images.contiguous().numpy().data)
                 labels_file.write(labels.contiguous().numpy().data)
             for file in (images_file, labels_file):

@@ -135,7 +135,10 @@ def prepare_data(settings: DataSettings, root: Path | None, *, quiet: bool) -> s
         raise DataError(folder, pool.problems)
     preparation = make_preparation(settings.data, len(pool.classes), settings.image_size, settings.windows)
     with counting("preparing", quiet=quiet) as announce:
-        made = preparation.prepare_all(pool.cases, announce)
+        try:
+            made = preparation.prepare_all(pool.cases, announce)
+        except DataError as error:
+            raise ValueError(f"{error}\n`wardround data check` lists the problems of all cases") from error
     there = len(pool.cases) - made
     return f"{made} volumes prepared, {there} were there already; cache: {preparation.folder}"
 

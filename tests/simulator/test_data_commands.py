@@ -134,6 +134,24 @@ def test_prepare_does_what_is_left_to_do(phantoms: Path, tmp_path: Path, capsys:
     assert capsys.readouterr().out.startswith("9 volumes prepared")
 
 
+def test_prepare_stops_at_a_bad_case_and_says_what_lists_all(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = _copy(phantoms, tmp_path / "copy")
+    label = sorted((root / "labelsTr").iterdir())[3]
+    _change(label, lambda array: array + 9)
+    assert main(["data", "prepare", "msd", "--root", str(root), "--set", "image_size=24"]) == 2
+    told = capsys.readouterr().err
+    assert label.name in told
+    assert "`wardround data check` lists the problems of all cases" in told
+
+
+def test_slices_that_do_not_fit_into_memory_are_one_message(phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "prepare", "msd", "--root", str(phantoms), "--set", "image_size=10000000"]
+    assert main(words) == 2
+    assert "expected slices that fit into memory, got image_size 10000000" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
