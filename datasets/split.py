@@ -83,15 +83,19 @@ class Split:
         common, rest = self._common(pool.cases, rng)
         members = self.partition.assign(rest, facts, rng)
         self._check_names(members)
-        hospitals, problems = {}, []
+        hospitals: dict[str, Cases] = {}
+        unseen: dict[str, tuple[Case, ...]] = {}
+        problems = []
         for name, cases in sorted(members.items()):
             try:
-                hospitals[name] = self._cases(name, cases, rng)
+                if name in self.leave_out:
+                    unseen[name] = self._unseen(name, cases, rng)
+                else:
+                    hospitals[name] = self._cases(name, cases, rng)
             except ValueError as error:
                 problems.append(f"hospital {name!r}: {error}")
         if problems:
             raise DataError(root, problems)
-        unseen = {name: _left_out(hospitals.pop(name)) for name in sorted(self.leave_out)}
         self._check_sides(root, hospitals)
         return Federation(hospitals=hospitals, classes=pool.classes, common=common, unseen=unseen)
 
@@ -107,8 +111,6 @@ class Split:
     def _cases(self, hospital: str, cases: Sequence[Case], rng: Streams) -> Cases:
         """One hospital's cases on their sides."""
         side = self._own_sides(cases)
-        if hospital in self.leave_out and side is None and len({case.patient for case in cases}) == 1:
-            return Cases(train=(), validation=(), test=by_name(cases))  # too few to split, and nobody trains here
         if self.test == "common":
             side = {case.name: case.side if side and case.side else "train" for case in cases}
         if side is None:
@@ -119,8 +121,16 @@ class Split:
         elif self.validation_fraction > 0:
             side = {**side, **self._validation(cases, side, rng("validation", hospital))}
         check_patients(cases, side)
-        found = cases_by_side(cases, side)
-        return found if hospital in self.leave_out else self._limited(found, rng("limit", hospital))
+        return self._limited(cases_by_side(cases, side), rng("limit", hospital))
+
+    def _unseen(self, hospital: str, cases: Sequence[Case], rng: Streams) -> tuple[Case, ...]:
+        """What a hospital that does not train is scored on.
+
+        The test cases that it would have; all it has where tests are common, or where one patient is all it has.
+        """
+        if self.test == "common" or len({case.patient for case in cases}) == 1:
+            return by_name(cases)
+        return self._cases(hospital, cases, rng).test or by_name(cases)
 
     def _own_sides(self, cases: Sequence[Case]) -> dict[str, Side] | None:
         """The data set's own split; None where it has none, or another was asked for."""
@@ -177,11 +187,6 @@ class Split:
                 "draw the sides anew with split.test_fraction, or set one test set aside for all with split.test=common"
             )
             raise DataError(root, [*lacking, f"where hospitals are small: {hint}"])
-
-
-def _left_out(cases: Cases) -> tuple[Case, ...]:
-    """What a hospital that does not train is scored on: its test cases, or all where tests are common."""
-    return cases.test or by_name([*cases.train, *cases.validation])
 
 
 def split_patients(

@@ -225,3 +225,23 @@ def test_a_hospital_without_training_or_test_cases_is_told_with_the_way_out() ->
     assert list(federation(Split(leave_out=("b", "c")), cases).unseen) == ["b", "c"]
     common = federation(Split(test="common"), cases)
     assert (list(common.hospitals), names(common.common)) == (["a", "c"], ["a-00", "b-00"])
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_limit_and_validation_leave_alone_what_an_unseen_site_is_scored_on(limit: int) -> None:
+    split = Split(test="common", leave_out=("a",), max_train_cases=limit, validation_fraction=0.3)
+    found = federation(split, GIVEN)
+    assert len(found.unseen["a"]) == 8
+    assert len(found.hospitals["b"].train) == limit
+
+
+def test_a_site_of_one_patient_can_be_left_out() -> None:
+    """It could not be split, and need not be."""
+    found = federation(Split(leave_out=("c",)), [*SITES, case("c", 0)])
+    assert names(found.unseen["c"]) == ["c-00"]
+    assert found.hospitals == federation(Split(), SITES).hospitals
+
+
+def test_a_hospital_is_left_out_once() -> None:
+    with pytest.raises(ValueError, match=r"leave_out: expected every hospital once, got \['a', 'a'\]"):
+        Split(leave_out=("a", "a"))
