@@ -34,14 +34,7 @@ def find_folder(
     Raises:
         ValueError: nothing was given, or no folder or more than one has the layout.
     """
-    given = root or (Path(os.environ["WARDROUND_DATA"]) if os.environ.get("WARDROUND_DATA") else None)
-    if given is None:
-        raise ValueError(
-            f"data: no folder given; name one that holds {expected}, with --data PATH or the environment variable "
-            f"WARDROUND_DATA; {source}"
-        )
-    if not given.is_dir():
-        raise ValueError(f"{given}: expected a folder that holds {expected}, found none there; {source}")
+    given = given_folder(root, expected=expected, source=source)
     if holds(given):
         return given
     inside = [path for path in subfolders(given) if _plain(path.name) in map(_plain, names) and holds(path)]
@@ -52,6 +45,28 @@ def find_folder(
         f"{given}: expected {expected}, or one folder named {names[0]} with it, found {found}"
         f"{'; name the one to read' if inside else f'; {source}'}"
     )
+
+
+def given_folder(root: Path | None, *, expected: str, source: str) -> Path:
+    """``root``, or else the environment's WARDROUND_DATA.
+
+    Args:
+        root: What the user gave.
+        expected: The layout, in words.
+        source: How to get the data, in words.
+
+    Raises:
+        ValueError: nothing was given, or no folder.
+    """
+    given = root or (Path(os.environ["WARDROUND_DATA"]) if os.environ.get("WARDROUND_DATA") else None)
+    if given is None:
+        raise ValueError(
+            f"data: no folder given; name one that holds {expected}, with --data PATH or the environment variable "
+            f"WARDROUND_DATA; {source}"
+        )
+    if not given.is_dir():
+        raise ValueError(f"{given}: expected a folder that holds {expected}, found none there; {source}")
+    return given
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -22,7 +22,6 @@ Source: Antonelli et al., The Medical Segmentation Decathlon, Nature Communicati
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .contract import Case, Pool, Side, Volume
+from .folders import given_folder
 from .nifti import case_name, read_case, reading_problems
 from .tables import read_rows, side_of, table_problems
 
@@ -68,16 +68,8 @@ class Msd:
         Raises:
             ValueError: there is none, or several and ``task`` is not set.
         """
-        given = root or (Path(os.environ["WARDROUND_DATA"]) if os.environ.get("WARDROUND_DATA") else None)
-        if given is None:
-            raise ValueError(
-                "data: no folder given; name one that holds a Decathlon task (TaskNN_Name with dataset.json, "
-                "imagesTr and labelsTr; see http://medicaldecathlon.com) with --data PATH or the environment variable "
-                "WARDROUND_DATA"
-            )
-        if not given.is_dir():
-            raise ValueError(f"{given}: expected a folder that holds a Decathlon task, found none there")
-        return self._task_folder(given)
+        expected = "a Decathlon task (TaskNN_Name with dataset.json, imagesTr and labelsTr)"
+        return self._task_folder(given_folder(root, expected=expected, source="see http://medicaldecathlon.com"))
 
     def _task_folder(self, root: Path) -> Path:
         if (root / "dataset.json").is_file() and self.task in (None, root.resolve().name):
