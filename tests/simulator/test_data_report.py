@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from outline import Outline
 
 from wardround.datasets.check import Finding, check
 from wardround.datasets.contract import Case, Cases, Federation, Pool, Volume
@@ -84,32 +83,6 @@ def made(folder: Path, ward: Ward, *, images: bool = True, **changes: tuple[str,
     path = folder / "public" / "page.html"
     assert write_data_report(path, ward, finding, by_site(finding.pool), images=images) == path
     return path.read_text(encoding="utf-8")
-
-
-class Outline(HTMLParser):
-    """Every element with its attributes; all must be closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, Mapping[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in {"meta", "img", "br"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def all(self, name: str) -> list[Mapping[str, str | None]]:
-        return [attributes for tag, attributes in self.elements if tag == name]
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from outline import Outline
 
 from wardround.simulator.figures import (
     CLASS_COLOURS,
@@ -167,35 +167,6 @@ def _write_overlay(path: Path, *, seed: int, slices: int = 3, side: int = 48, cu
         dice=np.array([0.912, 0.85, np.nan][:slices]),
         spacing_mm=np.tile([1.0, 1.5], (slices, 1)),
     )
-
-
-class Outline(HTMLParser):
-    """What a browser would see: every element with its attributes, and whether all are closed in order."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def values(self, attribute: str) -> list[str]:
-        """All values of an attribute on the page."""
-        return [attributes[attribute] or "" for _, attributes in self.elements if attribute in attributes]
 
 
 def page_of(run_dir: Path, *, images: bool = True) -> str:
