@@ -20,7 +20,7 @@ from ..clients.training import Training
 from ..datasets.cache import Preparation
 from ..datasets.contract import Case, Cases, Dataset, Federation, Volume
 from ..datasets.fingerprints import file_hash
-from ..datasets.windows import HospitalWindows, PreparedVolume, Windows
+from ..datasets.windows import HospitalWindows, PreparedVolume
 from .assessment import Assessor
 from .checkpoint import Checkpoint
 from .cohort import Hospital, Outsider
@@ -153,12 +153,12 @@ def _at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequen
 
 def preparation_of(experiment: Experiment, num_classes: int) -> Preparation:
     """How the volumes of an experiment are prepared, and where."""
-    return make_preparation(experiment.data, num_classes, experiment.model.image_size, experiment.windows)
-
-
-def make_preparation(dataset: Dataset, num_classes: int, image_size: int, windows: Windows) -> Preparation:
-    """How volumes are prepared, and where."""
-    return Preparation(dataset=dataset, num_classes=num_classes, image_size=image_size, windows=windows)
+    return Preparation(
+        dataset=experiment.data,
+        num_classes=num_classes,
+        image_size=experiment.model.image_size,
+        windows=experiment.windows,
+    )
 
 
 def _hospital(experiment: Experiment, name: str, cases: Cases, preparation: Preparation) -> Hospital:

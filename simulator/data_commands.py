@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..datasets.cache import Preparation
 from ..datasets.check import Finding, check
 from ..datasets.contract import Case, DataError, Federation, Pool
-from ..datasets.facts import Facts
 from ..datasets.partition import Natural
 from ..datasets.phantom import Phantom, write_phantom
 from ..datasets.split import Split, cases_by_side
-from .assembly import make_preparation
 from .builder import build, resolve
 from .data_report import write_data_report
 from .data_settings import DataSettings
@@ -94,7 +93,8 @@ def _federation(settings: DataSettings, folder: Path, finding: Finding) -> tuple
     if _without_sites(settings, pool):
         return by_site, []
     try:
-        return make_federation(settings.split, pool, folder, settings.split_seed, finding.facts), []
+        rng = streams(settings.split_seed, "split")
+        return settings.split.federation(pool, folder, rng, lambda case: finding.facts[case.name]), []
     except DataError as error:
         return by_site, list(error.problems)
 
@@ -104,11 +104,6 @@ def _without_sites(settings: DataSettings, pool: Pool) -> list[str]:
     if not isinstance(settings.split.partition, Natural) or any(case.site is not None for case in pool.cases):
         return []
     return ["the data set has no sites: to run, make hospitals with split.partition={name: iid, hospitals: 3}"]
-
-
-def make_federation(split: Split, pool: Pool, root: Path, seed: int, facts: Mapping[str, Facts]) -> Federation:
-    """The federation of a pool whose cases are all measured."""
-    return split.federation(pool, root, streams(seed, "split"), lambda case: facts[case.name])
 
 
 def _by_site(pool: Pool) -> Federation:
@@ -133,7 +128,12 @@ def prepare_data(settings: DataSettings, root: Path | None, *, quiet: bool) -> s
     pool = settings.data.pool(folder)
     if pool.problems:
         raise DataError(folder, pool.problems)
-    preparation = make_preparation(settings.data, len(pool.classes), settings.image_size, settings.windows)
+    preparation = Preparation(
+        dataset=settings.data,
+        num_classes=len(pool.classes),
+        image_size=settings.image_size,
+        windows=settings.windows,
+    )
     with counting("preparing", quiet=quiet) as announce:
         try:
             made = preparation.prepare_all(pool.cases, announce)
