@@ -290,3 +290,47 @@ def test_nothing_at_all_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="expected cases, found none"):
         check(Nothing(content={}), tmp_path)
+
+
+def test_one_mask_listed_for_two_cases(tmp_path: Path) -> None:
+    """As a copied line of a table has it: the images differ, the mask is one file."""
+    make_tree(tmp_path, 2)
+    mask = "./labelsTr/thing_000.nii.gz"
+    text = (tmp_path / "dataset.json").read_text()
+    (tmp_path / "dataset.json").write_text(text.replace("./labelsTr/thing_001.nii.gz", mask))
+    (line,) = check(Msd(), tmp_path).problems
+    assert line == "labelsTr/thing_000.nii.gz: expected a mask of its own for thing_001, got that of thing_000"
+
+
+def test_a_task_without_cases(tmp_path: Path) -> None:
+    make_tree(tmp_path, 1)
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    description["training"] = [{"image": "./imagesTr/._a.nii.gz", "label": "./labelsTr/._a.nii.gz"}]
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    assert check(Msd(), tmp_path).problems == ("dataset.json: training: expected at least one case, got none",)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [(70, 9999, "readable NIfTI file, got HeaderDataError"), (123, 0x37, "a unit of length in the header")],
+)
+def test_header_fields_that_mean_nothing(tmp_path: Path, offset: int, value: int, message: str) -> None:
+    """The codes of the data type (int16 at byte 70) and of the units (byte 123)."""
+    (name,) = make_tree(tmp_path, 1)
+    path = tmp_path / "imagesTr" / f"{name}.nii.gz"
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    width = 2 if offset == 70 else 1
+    data[offset : offset + width] = value.to_bytes(width, "little")
+    path.write_bytes(gzip.compress(bytes(data)))
+    (line,) = check(Msd(), tmp_path).problems
+    assert line.startswith(f"imagesTr/{name}.nii.gz: ")
+    assert message in line
+
+
+def test_what_the_split_does_not_keep_is_no_problem(tmp_path: Path) -> None:
+    """A patient on two sides matters where the data set's own sides are used, and not where others are drawn."""
+    names = make_tree(tmp_path, 2)
+    write_table(tmp_path / "patients.csv", "patient", dict.fromkeys(names, "Ada"))
+    write_table(tmp_path / "split.csv", "split", dict(zip(names, ("train", "test"), strict=True)))
+    assert len(check(Msd(), tmp_path).problems) == 1
+    assert check(Msd(), tmp_path, keeps=("site",)).problems == ()
