@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checks import AggregationError
-from .contract import ClientUpdate, Layout, Pair, ServerState, Shape, Tensors
+from .contract import ClientUpdate, Layout, Pair, ServerState, Setting, Shape, Tensors
 
 
 def normalised_weights(updates: Sequence[ClientUpdate]) -> list[float]:
@@ -70,6 +70,17 @@ def _mean(name: str, updates: Sequence[ClientUpdate]) -> Tensor:
     return total.to(first.dtype)
 
 
+def uniform_mean(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
+    """Per tensor, the mean over the hospitals that returned it, whatever their weights."""
+    return weighted_mean([replace(update, weight=1.0) for update in updates])
+
+
+def half_squared_distance(values: Tensors, anchor: Tensors) -> Tensor:
+    """``1/2 ||values - anchor||^2`` over the names of ``values``, a scalar that gradients flow through."""
+    terms = [(value - anchor[name]).square().sum() for name, value in values.items()]
+    return 0.5 * torch.stack(terms).sum() if terms else torch.zeros(())
+
+
 def accumulator(value: Tensor) -> torch.dtype:
     """The dtype in which tensors of this device are summed."""
     return torch.float32 if value.device.type == "mps" else torch.float64
@@ -97,6 +108,24 @@ def mean_update(updates: Sequence[ClientUpdate]) -> ClientUpdate:
 
 def _as_tensors(metrics: Mapping[str, float]) -> dict[str, Tensor]:
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+
+
+def check_has_pairs(setting: Setting) -> None:
+    """Raises ValueError when there are no low-rank pairs."""
+    if not setting.layout.pairs:
+        raise ValueError(
+            "expected low-rank pairs, got a layout without any: set a method with LoRA (flap_sam, lora), or use fedavg"
+        )
+
+
+def check_equal_ranks(setting: Setting) -> None:
+    """Raises ValueError when hospitals have different LoRA ranks: their factors have no element-wise mean."""
+    ranks = {hospital.name: hospital.rank for hospital in setting.hospitals}
+    if setting.layout.pairs and len(set(ranks.values())) > 1:
+        raise ValueError(
+            f"expected one LoRA rank for all hospitals, got {ranks}: factors of different ranks have no "
+            "element-wise mean. Set equal ranks, or use flap_sam, which averages the products"
+        )
 
 
 def shapes_of(tensors: Tensors) -> dict[str, Shape]:

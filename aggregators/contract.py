@@ -29,7 +29,7 @@ A factory of keyed streams instead of one generator: a tensor added to the model
 """
 
 Part = Literal["encoder", "prompt_encoder", "decoder", "head"]
-Kind = Literal["weight", "bias", "norm", "token", "position", "prompt", "lora_A", "lora_B"]
+Kind = Literal["weight", "bias", "norm", "token", "position", "prompt", "lora_A", "lora_B", "core"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Layout:
         dense: Names of all other trainable tensors, in model order.
         part: Part of the model per name; ``head`` holds what makes the output (SAM: upscaler, hypernetworks, mask
             tokens).
-        kind: Role of the tensor per name.
+        kind: Role of the tensor per name; ``core`` is the small trained matrix between two frozen factors (LoRA-SB).
     """
 
     pairs: tuple[Pair, ...]
@@ -128,6 +128,8 @@ class Download:
         extra: Further tensors for the rule (a server control variate), which are no model weights.
         returns_extra: Name and shape of every further tensor expected back.
         sent: What would travel over a network; None: ``start`` and ``extra``.
+        layout: What the names are, where the rule has to know (a penalty on the products of pairs). Not counted as
+            traffic: it never changes, and every hospital can tell it from the model it has.
     """
 
     start: Tensors
@@ -136,6 +138,7 @@ class Download:
     extra: Tensors = field(default_factory=dict)
     returns_extra: Mapping[str, Shape] = field(default_factory=dict)
     sent: Tensors | None = None
+    layout: Layout | None = None
 
     @property
     def traffic(self) -> Tensors:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
-from .arithmetic import shapes_of, weighted_mean
+from .arithmetic import check_equal_ranks, shapes_of, weighted_mean
 from .contract import (
     Aggregated,
     ClientUpdate,
@@ -47,17 +47,19 @@ class FedAvg:
     hospitals that took part.
     """
 
-    consumes: ClassVar[Literal["sum", "updates"]] = "sum"
-    rule: ClassVar[LocalRule] = PlainTraining()
+    @property
+    def consumes(self) -> Literal["sum", "updates"]:
+        """A mean is all it needs."""
+        return "sum"
+
+    @property
+    def rule(self) -> LocalRule:
+        """Plain training."""
+        return PlainTraining()
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values. Raises ValueError when hospitals have different ranks."""
-        ranks = {hospital.name: hospital.rank for hospital in setting.hospitals}
-        if setting.layout.pairs and len(set(ranks.values())) > 1:
-            raise ValueError(
-                f"expected one LoRA rank for all hospitals, got {ranks}: factors of different ranks have no "
-                "element-wise mean. Set equal ranks, or use flap_sam, which averages the products"
-            )
+        check_equal_ranks(setting)
         return ServerState(setting=setting, round=0, tensors=dict(setting.trainable))
 
     def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from .arithmetic import at_rank, normalised_weights, rank_of, shapes_of, stacked, weighted_mean
+from .arithmetic import shapes_of, weighted_mean
 from .contract import (
     Aggregated,
     ClientUpdate,
     Download,
     HospitalInfo,
     LocalRule,
-    Pair,
     ServerState,
     Setting,
     Streams,
     Tensors,
 )
-from .lowrank import LowRankSvd, Split, resplit, svd_of_product
+from .lowrank import Split, check_split
 from .plain import PlainTraining
+from .products import factors, for_rank, ideal_means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +36,7 @@ class FlapSam:
     ranks are small (:mod:`~wardround.aggregators.lowrank`). A hospital of lower rank gets the first of the ordered
     directions.
 
-    Diagnostics, over all pairs: ``energy_kept``, the share of ``||M||^2`` that survives the cut, and
-    ``distance_from_ideal_mean``, ``||M - s B A|| / ||M||`` (Frobenius); 1 and 0 when M is zero.
+    How much the cut loses is measured by :mod:`~wardround.aggregators.instruments`.
 
     Args:
         split: Where the singular values go: ``right`` into A (B orthonormal, as in the released code), ``left`` into B
@@ -68,9 +63,7 @@ class FlapSam:
     rule: ClassVar[LocalRule] = PlainTraining()
 
     def __post_init__(self) -> None:
-        if self.split not in get_args(Split):
-            choices = ", ".join(repr(choice) for choice in get_args(Split))
-            raise ValueError(f"split: expected one of {choices}, got {self.split!r}")
+        check_split(self.split)
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values as they are (B zero, A random)."""
@@ -78,7 +71,7 @@ class FlapSam:
 
     def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
         """Everything; pairs at the hospital's rank."""
-        start = _for_rank(server, hospital)
+        start = for_rank(server, hospital)
         return Download(
             start=start,
             train=server.setting.layout.names,
@@ -89,54 +82,9 @@ class FlapSam:
         """Mean on dense tensors, product average and SVD on pairs."""
         layout = server.setting.layout
         dense = weighted_mean(updates, layout.dense)
-        means = dict(_ideal_means(updates, layout.pairs))
-        pairs = {name: value for pair in layout.pairs for name, value in self._factors(server, pair, means, rng)}
-        return Aggregated(
-            server=replace(server, round=server.round + 1, tensors={**server.tensors, **dense, **pairs}),
-            diagnostics=_diagnostics(server.setting.rank, means),
-        )
-
-    def _factors(
-        self, server: ServerState, pair: Pair, means: Mapping[Pair, LowRankSvd], rng: Streams
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The pair at the server's rank, in the dtype it has there."""
-        rank = rank_of(server.tensors, pair)
-        B, A = resplit(means[pair], rank, self.split, rng("spare directions", pair.B))
-        yield pair.A, A.to(server.tensors[pair.A])
-        yield pair.B, (B / pair.scale(rank)).to(server.tensors[pair.B])
+        pairs = factors(server, ideal_means(updates, layout.pairs), self.split, rng)
+        return Aggregated(server=replace(server, round=server.round + 1, tensors={**server.tensors, **dense, **pairs}))
 
     def deploy(self, server: ServerState, hospital: HospitalInfo | None, memory: Tensors) -> Tensors:
         """The global model, at the hospital's rank; at full rank for a site never seen."""
-        return server.tensors if hospital is None else _for_rank(server, hospital)
-
-
-def _for_rank(server: ServerState, hospital: HospitalInfo) -> dict[str, Tensor]:
-    """The first directions of every pair, with B divided by the scale of the rank they are cut to."""
-    layout, full = server.setting.layout, server.setting.rank
-    result = at_rank(server.tensors, layout, hospital.rank)
-    if hospital.rank is not None and full is not None and hospital.rank != full:
-        for pair in layout.pairs:
-            result[pair.B] = result[pair.B] * (pair.scale(full) / pair.scale(hospital.rank))
-    return result
-
-
-def _ideal_means(updates: Sequence[ClientUpdate], pairs: Sequence[Pair]) -> Iterator[tuple[Pair, LowRankSvd]]:
-    """The decomposed ideal mean of every pair; pairs of equal shape go through the kernel together."""
-    weights = normalised_weights(updates)
-    groups: dict[tuple[torch.Size, torch.Size], list[tuple[Pair, Tensor, Tensor]]] = {}
-    for pair in pairs:
-        B, A = stacked(updates, pair, weights)
-        groups.setdefault((B.shape, A.shape), []).append((pair, B, A))
-    for group in groups.values():
-        svd = svd_of_product(torch.stack([B for _, B, _ in group]), torch.stack([A for _, _, A in group]))
-        for number, (pair, _, _) in enumerate(group):
-            yield pair, svd[number]
-
-
-def _diagnostics(rank: int | None, means: Mapping[Pair, LowRankSvd]) -> dict[str, float]:
-    if rank is None:
-        return {}
-    total = sum(float(svd.energy()) for svd in means.values())
-    lost = sum(float(svd.tail(rank)) for svd in means.values())
-    share = lost / total if total > 0 else 0.0
-    return {"energy_kept": 1.0 - share, "distance_from_ideal_mean": math.sqrt(share)}
+        return for_rank(server, hospital)

@@ -15,12 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Split = Literal["right", "left", "symmetric"]
+
+
+def check_split(split: str) -> None:
+    """Raises ValueError when a split is none of the three."""
+    if split not in get_args(Split):
+        choices = ", ".join(repr(choice) for choice in get_args(Split))
+        raise ValueError(f"split: expected one of {choices}, got {split!r}")
+
 
 _ROUNDING = 10.0  # singular values below this many machine epsilons of the largest are rounding errors
 
@@ -76,6 +84,12 @@ def svd_of_product(B: Tensor, A: Tensor) -> LowRankSvd:
     B, A = B.to(dtype), A.to(dtype)
     use_qr = 2 * B.shape[-1] <= min(B.shape[-2], A.shape[-1])
     return _signs_fixed(_through_qr(B, A) if use_qr else _through_dense(B, A))
+
+
+def svd_of_matrix(M: Tensor) -> LowRankSvd:
+    """Singular value decomposition of dense matrices (..., d_out, d_in), signs fixed."""
+    U, S, Vh = torch.linalg.svd(M.to(torch.promote_types(M.dtype, torch.float32)), full_matrices=False)
+    return _signs_fixed(LowRankSvd(U=U, S=S, Vh=Vh))
 
 
 def _through_qr(B: Tensor, A: Tensor) -> LowRankSvd:
@@ -149,6 +163,17 @@ def _padded(columns: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(columns, (0, size - columns.shape[1])).contiguous()
 
 
+def orthonormal_rows(rows: Tensor) -> Tensor:
+    """Gram-Schmidt of the rows (r, d), r <= d, by a thin QR whose R has a positive diagonal; in their dtype.
+
+    The first rows of the result depend on the first rows alone.
+    """
+    Q, R = torch.linalg.qr(rows.mT.to(torch.promote_types(rows.dtype, torch.float32)))  # (d, r), (r, r)
+    sign = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)
+    result: Tensor = (Q * sign).mT
+    return result.to(rows.dtype).contiguous()
+
+
 def product_inner(B_i: Tensor, A_i: Tensor, B_j: Tensor, A_j: Tensor) -> Tensor:
     """Frobenius inner product ``<B_i A_i, B_j A_j> = sum((B_i^T B_j) * (A_i A_j^T))`` without the products.
 
@@ -173,6 +198,9 @@ def gram(Bs: Sequence[Tensor], As: Sequence[Tensor]) -> Tensor:
         Bs: K factors (..., d_out, r_k).
         As: K factors (..., r_k, d_in).
     """
-    terms = [(B.double(), A.double()) for B, A in zip(Bs, As, strict=True)]
-    rows = [torch.stack([product_inner(*left, *right) for right in terms], dim=-1) for left in terms]
-    return torch.stack(rows, dim=-2)
+    B, A = torch.cat([B.double() for B in Bs], dim=-1), torch.cat([A.double() for A in As], dim=-2)
+    blocks = (B.mT @ B) * (A @ A.mT)  # (..., R, R); entry (i, j) of the Gram matrix is the sum of its block
+    ranks = torch.tensor([A_k.shape[-2] for A_k in As], device=B.device)
+    owner = torch.repeat_interleave(torch.arange(len(ranks), device=B.device), ranks)
+    member = torch.nn.functional.one_hot(owner, len(ranks)).to(B)  # (R, K)
+    return member.mT @ blocks @ member

@@ -13,11 +13,13 @@ from wardround.aggregators.arithmetic import (
     at_rank,
     effective,
     folded,
+    half_squared_distance,
     mean_update,
     normalised_weights,
     resized,
     stacked,
     unfolded,
+    uniform_mean,
     weighted_mean,
     with_product,
 )
@@ -71,6 +73,22 @@ def test_zero_total_weight_is_an_error() -> None:
 def test_different_shapes_are_an_error() -> None:
     with pytest.raises(AggregationError, match=r"mean of tensor 'A'.*one shape.*'a': \(1, 2\), 'b': \(2, 2\)"):
         weighted_mean([update("a", 1.0, A=torch.zeros(1, 2)), update("b", 1.0, A=torch.zeros(2, 2))])
+
+
+def test_a_uniform_mean_looks_at_no_weight() -> None:
+    """Also not at one of zero: (1 + 4) / 2 and 3 from the one that sent it."""
+    updates = [update("a", 0.0, w=tensor(1.0), v=tensor(3.0)), update("b", 9.0, w=tensor(4.0))]
+    assert uniform_mean(updates) == {"w": tensor(2.5), "v": tensor(3.0)}
+
+
+def test_half_squared_distance_by_hand() -> None:
+    """((3 - 1)^2 + (4 - 1)^2 + (0 - 2)^2) / 2 = 8.5; its gradient is the difference; other anchors do not count."""
+    w, v = tensor(3.0, 4.0).requires_grad_(), tensor(0.0)
+    distance = half_squared_distance({"w": w, "v": v}, {"w": tensor(1.0, 1.0), "v": tensor(2.0), "u": tensor(9.0)})
+    distance.backward()
+    assert distance.item() == 8.5
+    assert torch.equal(w.grad, tensor(2.0, 3.0))
+    assert half_squared_distance({}, {}).item() == 0.0
 
 
 def test_mean_update_by_hand() -> None:

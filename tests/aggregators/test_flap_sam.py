@@ -38,24 +38,21 @@ def by_hand(weight_a: float, weight_b: float) -> list:
 def test_two_by_two_by_hand(split: str, B: Tensor, A: Tensor) -> None:
     """Equal weights: M = diag(1, 2), singular values 2 and 1, best rank 1 is diag(0, 2).
 
-    Of the energy 1 + 4 it keeps 4/5; the distance from M is 1 of sqrt(5). w = (1 + 5) / 2.
+    w = (1 + 5) / 2.
     """
     result = aggregated(state(one_pair()), by_hand(1.0, 1.0), split)
     torch.testing.assert_close(result.server.tensors["B"], B)
     torch.testing.assert_close(result.server.tensors["A"], A)
     assert result.server.tensors["w"] == 3.0
     assert result.server.round == 1
-    assert result.diagnostics["energy_kept"] == pytest.approx(0.8)
-    assert result.diagnostics["distance_from_ideal_mean"] == pytest.approx(0.2**0.5)
 
 
 def test_two_by_two_by_hand_with_other_weights() -> None:
-    """Weights 3 : 1: M = diag(3/2, 1), best rank 1 is diag(3/2, 0); it keeps 2.25 of 3.25. w = (3 * 1 + 5) / 4 = 2."""
+    """Weights 3 : 1: M = diag(3/2, 1), best rank 1 is diag(3/2, 0). w = (3 * 1 + 5) / 4 = 2."""
     result = aggregated(state(one_pair()), by_hand(3.0, 1.0))
     torch.testing.assert_close(result.server.tensors["B"], tensor([1.0], [0.0]))
     torch.testing.assert_close(result.server.tensors["A"], tensor([1.5, 0.0]))
     assert result.server.tensors["w"] == 2.0
-    assert result.diagnostics["energy_kept"] == pytest.approx(2.25 / 3.25)
 
 
 def test_the_scale_goes_in_and_out_by_hand() -> None:
@@ -76,7 +73,6 @@ def test_is_the_best_approximation_of_the_ideal_mean(split: str, power: float) -
     error = (M - product(setting, result.server.tensors)).norm().item()
     best = np.linalg.norm(scipy.linalg.svdvals(M)[3:])
     assert error == pytest.approx(best, rel=1e-12)
-    assert result.diagnostics["distance_from_ideal_mean"] == pytest.approx(best / M.norm().item(), rel=1e-12)
     fedit = FedAvg().aggregate(state(setting), updates, streams).server
     assert error < (M - product(setting, fedit.tensors)).norm().item()
 
@@ -113,18 +109,18 @@ def test_agrees_with_dense_flexlora_over_rounds(ranks: tuple[int, ...]) -> None:
 
 def test_pairs_of_equal_shape_go_through_the_kernel_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Q and v of the toy model are 12 x 16, its decoder pair 6 x 10: two calls, and the same as one by one."""
-    from wardround.aggregators import flap_sam
+    from wardround.aggregators import products
 
     world = make_world()
     last = run_round(FlapSam(), world, initial_state(FlapSam(), world))
     batches = []
 
-    def counted(B: Tensor, A: Tensor) -> flap_sam.LowRankSvd:
+    def counted(B: Tensor, A: Tensor) -> products.LowRankSvd:
         batches.append(len(B))
         return original(B, A)
 
-    original = flap_sam.svd_of_product
-    monkeypatch.setattr(flap_sam, "svd_of_product", counted)
+    original = products.svd_of_product
+    monkeypatch.setattr(products, "svd_of_product", counted)
     again = FlapSam().aggregate(last.before, last.updates, lambda *keys: streams("aggregate", 1, *keys)).server
     assert batches == [2, 1]
     for pair in world.setting.layout.pairs:
@@ -138,14 +134,13 @@ def test_pairs_of_equal_shape_go_through_the_kernel_together(monkeypatch: pytest
 
 
 def test_a_round_without_training_leaves_factors_that_can_learn() -> None:
-    """B is still zero everywhere, so M = 0: B becomes orthonormal, A zero, and nothing counts as lost."""
+    """B is still zero everywhere, so M = 0: B becomes orthonormal, A zero, and the product stays zero."""
     setting = one_pair(5, 4, ranks=(2, 2))
     sent = setting.trainable
     result = aggregated(state(setting), [update("a", 1.0, **sent), update("b", 1.0, **sent)])
     B, A = result.server.tensors["B"], result.server.tensors["A"]
     torch.testing.assert_close(B.mT @ B, torch.eye(2).double())
     assert not A.any()
-    assert result.diagnostics == {"energy_kept": 1.0, "distance_from_ideal_mean": 0.0}
 
 
 def test_without_pairs_it_is_fedavg() -> None:
@@ -157,7 +152,6 @@ def test_without_pairs_it_is_fedavg() -> None:
     )
     result = aggregated(FlapSam().init(setting, streams), [update("a", w=tensor(1.0)), update("b", w=tensor(2.0))])
     assert result.server.tensors == {"w": tensor(1.5)}
-    assert result.diagnostics == {}
 
 
 def test_an_unknown_split_is_refused() -> None:

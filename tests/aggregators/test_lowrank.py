@@ -16,6 +16,7 @@ from wardround.aggregators.lowrank import (
     numerical_rank,
     product_inner,
     resplit,
+    svd_of_matrix,
     svd_of_product,
     svd_of_sum,
 )
@@ -243,3 +244,61 @@ def test_energy_by_hand() -> None:
     """Singular values 2, 1: energy 5 in all, 4 in the first direction, 1 beyond it."""
     svd = LowRankSvd(U=torch.eye(2), S=torch.tensor([2.0, 1.0]), Vh=torch.eye(2))
     assert (svd.energy(), svd.energy(1), svd.tail(1)) == (5.0, 4.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ranks", [(3, 2), (6, 6, 6)], ids=["through QR", "dense"])
+def test_computes_in_the_precision_of_the_factors(ranks: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Within a hundred rounding errors of float64; of two precisions the better one counts."""
+    Bs, As = terms(20, 16, ranks)
+    M = dense(Bs, As, [1.0] * len(ranks))
+    svd = svd_of_sum([B.to(dtype) for B in Bs], [A.to(dtype) for A in As], [1.0] * len(ranks))
+    assert {svd.U.dtype, svd.S.dtype, svd.Vh.dtype} == {dtype}
+    assert (svd.product().double() - M).norm() / M.norm() < 100 * torch.finfo(dtype).eps
+
+
+def test_a_dense_matrix_is_decomposed_as_a_product_is() -> None:
+    """A batch of explicit products: the same values, vectors and signs as through QR of the factors."""
+    Bs, As = terms(20, 16, (3, 2), layers=3)
+    ours = svd_of_sum(Bs, As, [1.0, 1.0])
+    M = dense(Bs, As, [1.0, 1.0])
+    plain = svd_of_matrix(M)
+    torch.testing.assert_close(plain.S[:, :5], ours.S, **EXACT)
+    torch.testing.assert_close(plain.U[..., :5], ours.U, rtol=0, atol=1e-11)
+    torch.testing.assert_close(plain.Vh[:, :5], ours.Vh, rtol=0, atol=1e-11)
+    assert svd_of_matrix(M.bfloat16()).S.dtype == torch.float32
+
+
+def test_half_the_singular_values_on_either_side() -> None:
+    """Symmetric: ``B^T B = A A^T = S``, so that both factors get gradients of one size."""
+    Bs, As = terms(20, 30, (3, 4))
+    svd = svd_of_sum(Bs, As, [1.0, 2.0])
+    B, A = resplit(svd, 5, "symmetric", stream())
+    torch.testing.assert_close(B.mT @ B, torch.diag(svd.S[:5]), **EXACT)
+    torch.testing.assert_close(A @ A.mT, torch.diag(svd.S[:5]), **EXACT)
+
+
+def test_a_large_layer_is_never_formed() -> None:
+    """The fp32 matrix of this layer would have 160 GB; its SVD goes through stacks of 200,000 x 3."""
+    d = 200_000
+    svd = svd_of_product(torch.ones(d, 3), torch.ones(3, d))
+    assert svd.S[0].item() == pytest.approx(3 * d, rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ranks", [(3, 2), (6, 6, 6)], ids=["through QR", "dense"])
+def test_the_gpu_agrees_with_the_cpu(ranks: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The batch vector by vector; of a split with spare directions the product, and that they are orthonormal."""
+    Bs, As = ([one.to(dtype) for one in side] for side in terms(20, 16, ranks, layers=4))
+    weights, tolerance = [0.5] * len(ranks), 1e4 * torch.finfo(dtype).eps
+    cpu = svd_of_sum(Bs, As, weights)
+    gpu = svd_of_sum([B.cuda() for B in Bs], [A.cuda() for A in As], weights)
+    for name in ("U", "S", "Vh"):
+        there = getattr(gpu, name)
+        assert there.is_cuda
+        torch.testing.assert_close(there.cpu(), getattr(cpu, name), rtol=tolerance, atol=tolerance)
+    B, A = resplit(gpu[0], 16, "left", stream())
+    torch.testing.assert_close((B @ A).cpu(), cpu[0].product(), rtol=tolerance, atol=10 * tolerance)
+    torch.testing.assert_close((A @ A.mT).cpu(), torch.eye(16, dtype=dtype), rtol=tolerance, atol=tolerance)
