@@ -1,0 +1,53 @@
+"""RoLoRA: the factors take turns, one round each (Chen et al., 2024, 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .contract import Aggregated, ClientUpdate, Download, HospitalInfo, ServerState, Setting, Streams
+from .fedavg import FedAvg
+from .one_factor import Factor, average_one, check_pairs, first_state, train_one
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoLora(FedAvg):
+    """In odd rounds B trains and A is frozen, in even rounds A trains and B is frozen; the trained one is averaged.
+
+    ::
+
+        odd round:   B <- sum_k p_k B_k        (A common)
+        even round:  A <- sum_k p_k A_k        (B common)
+
+    In every round the frozen factor is the same everywhere, so that the mean of the products is the product of the
+    mean, exactly. Both factors get to learn, each in half of the rounds. The first round trains B: while B is zero, A
+    has no gradient.
+
+    Traffic: per pair, up ``r d_out`` in odd and ``r d_in`` in even rounds. Down: what was averaged in the round before,
+    ``r d_in`` in odd and ``r d_out`` in even rounds, to a hospital that took part in it, which already has the other
+    factor; ``r (d_out + d_in)`` to all others and in round 1 (:mod:`~wardround.aggregators.one_factor`).
+
+    Source: Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA", arXiv 2502.01755
+    and 2409.02346.
+
+    Differs from the paper in: dense tensors train and are averaged in every round; the number of a round counts rounds
+    to which nobody came (Poisson sampling) too. No official code was found to compare with.
+    """
+
+    def init(self, setting: Setting, rng: Streams) -> ServerState:
+        """Round 0: the initial values. Raises ValueError without pairs, and when hospitals have different ranks."""
+        check_pairs(setting)
+        return first_state(setting, setting.trainable)
+
+    def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
+        """The factor of the coming round and the dense tensors train."""
+        return train_one(server, hospital, _trained_in(server.round + 1))
+
+    def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
+        """The mean of the factor of this round and of the dense tensors."""
+        return average_one(server, updates, _trained_in(server.round + 1))
+
+
+def _trained_in(number: int) -> Factor:
+    """The factor that trains in a round, counted from 1."""
+    return "B" if number % 2 else "A"
