@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from algorithms import Scaffold
 from torch import Tensor
 
-from wardround.aggregators import FedAvg, FlapSam, Local
+from wardround.aggregators import FedAvg, FlapSam, Local, Scaffold
 from wardround.aggregators import testing as suite
 from wardround.aggregators.arithmetic import shapes_of, weighted_mean
 from wardround.aggregators.contract import Aggregated, ClientUpdate, Download, LocalResult, Phase, ServerState, Tensors
