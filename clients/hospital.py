@@ -18,10 +18,12 @@ class Memory:
     Args:
         tensors: What the rule remembers (personal tensors, control variates, the previous model).
         optimizer: Per phase of the rule: kept moments and the steps taken so far.
+        feedback: What compression left out of the steps sent so far, by tensor.
     """
 
     tensors: Tensors = field(default_factory=dict)
     optimizer: tuple[OptimizerState, ...] = ()
+    feedback: Tensors = field(default_factory=dict)
 
     def of_phase(self, number: int) -> OptimizerState:
         """The optimizer state of a phase, fresh when there is none yet."""
@@ -103,7 +105,7 @@ def take_turn(
         fits.append(result)
         states.append(state)
     finished = rule.finish(download, fits, memory.tensors)
-    kept = Memory(tensors=finished.memory, optimizer=tuple(states))
+    kept = Memory(tensors=finished.memory, optimizer=tuple(states), feedback=memory.feedback)
     return Turn(hospital=hospital, result=finished, memory=kept, fits=tuple(fits))
 
 

@@ -97,24 +97,21 @@ class Adapter(nn.Module):
         return self.scale * linear(linear(inputs, self.A), self.B)
 
 
-class LoRALinear(nn.Linear):
+class AdaptedLinear(nn.Linear):
     """A linear layer with adapters on ranges of its output rows, which must not overlap.
 
-    Made from an existing layer, whose weight and bias it takes over.
+    Made from an existing layer, whose weight and bias it takes over. A subclass adds one module per name of ``rows``,
+    from (..., d_in) to (..., number of rows).
 
     Args:
         base: The layer to adapt.
         rows: Rows per adapter name, in rising order; None: all rows.
-        settings: Rank and scale.
     """
 
-    def __init__(self, base: nn.Linear, rows: Mapping[str, Rows], settings: LoRA) -> None:
+    def __init__(self, base: nn.Linear, rows: Mapping[str, Rows]) -> None:
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
-        self.settings = settings
         self.rows = {name: span or (0, base.out_features) for name, span in rows.items()}
-        for name, (first, last) in self.rows.items():
-            self.add_module(name, Adapter(base.in_features, last - first, settings, base.weight.device))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., d_in) to (..., d_out)."""
@@ -130,6 +127,22 @@ class LoRALinear(nn.Linear):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
+class LoRALinear(AdaptedLinear):
+    """A linear layer with low-rank adapters.
+
+    Args:
+        base: The layer to adapt.
+        rows: Rows per adapter name, in rising order; None: all rows.
+        settings: Rank and scale.
+    """
+
+    def __init__(self, base: nn.Linear, rows: Mapping[str, Rows], settings: LoRA) -> None:
+        super().__init__(base, rows)
+        self.settings = settings
+        for name, (first, last) in self.rows.items():
+            self.add_module(name, Adapter(base.in_features, last - first, settings, base.weight.device))
+
+
 def adapt(parent: nn.Module, child: str, rows: Mapping[str, Rows], settings: LoRA) -> None:
     """Replaces the linear layer ``parent.child`` by one with adapters. Does nothing where these adapters are there.
 
@@ -138,9 +151,9 @@ def adapt(parent: nn.Module, child: str, rows: Mapping[str, Rows], settings: LoR
     """
     base = parent.get_submodule(child)
     assert isinstance(base, nn.Linear)
-    if not isinstance(base, LoRALinear):
+    if not isinstance(base, AdaptedLinear):
         setattr(parent, child, LoRALinear(base, rows, settings))
-    elif base.settings != settings:
+    elif not isinstance(base, LoRALinear) or base.settings != settings:
         raise ValueError(f"layer {child!r}: expected no adapters or those of {settings!r}, got {base.settings!r}")
 
 
@@ -184,12 +197,12 @@ def initialise_adapters(model: nn.Module, rng: Streams) -> None:
     """
     for prefix, module in model.named_modules():
         if isinstance(module, Adapter):
-            module.A.copy_(_rows(module.A, rng(f"{prefix}.A")) / math.sqrt(3 * module.A.shape[1]))
+            module.A.copy_(normal_rows(module.A, rng(f"{prefix}.A")) / math.sqrt(3 * module.A.shape[1]))
             module.B.zero_()
             if module.settings.init_b == "normal":
-                module.B.copy_(_rows(module.B.T, rng(f"{prefix}.B")).T / math.sqrt(3 * module.B.shape[1]))
+                module.B.copy_(normal_rows(module.B.T, rng(f"{prefix}.B")).T / math.sqrt(3 * module.B.shape[1]))
 
 
-def _rows(like: Tensor, generator: torch.Generator) -> Tensor:
+def normal_rows(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal rows, drawn one by one on the CPU in fp32."""
     return torch.stack([torch.randn(like.shape[1], generator=generator) for _ in range(like.shape[0])])

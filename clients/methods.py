@@ -13,6 +13,7 @@ What trains is found through modules (their place in the network, their class), 
 | lora            | LoRA on q and v of every attention of encoder and decoder                      |
 | lora_decoder    | LoRA and the mask decoder                                                      |
 | flap_sam        | LoRA and head                                                                  |
+| lora_sb         | an r x r matrix between frozen factors where LoRA sits, and head               |
 +-----------------+--------------------------------------------------------------------------------+
 | samed           | LoRA of rank 4 in the encoder alone, prompt encoder, mask decoder              |
 +-----------------+--------------------------------------------------------------------------------+
@@ -29,15 +30,17 @@ with theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from torch import nn
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention, SamVisionEncoder
 
 from ..aggregators.contract import Kind, Layout, Part, Streams
 from .lora import Adapter, LoRA, Rows, adapt, initialise_adapters, pairs
+from .lora_sb import Core, Init, adapt_core, cores, initialise_cores
 from .sam import SamNet
 from .slice_adapter import adapt_slices, initialise_slice_adapters, slice_adapters
 
@@ -149,6 +152,61 @@ class FlapSam(LowRank):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSb:
+    """Trains an r x r matrix R between frozen factors on q and v of every attention, and the head: LoRA-SB, Fed-SB.
+
+    ``W + s B R A`` (:mod:`~wardround.clients.lora_sb`). For an aggregator R is a dense tensor of kind ``core``, and
+    with ``fedavg`` the mean of the updates is exact. B and A never train and never travel: they belong to what every
+    hospital installs, and follow from the run's seed (``orthonormal``) or from the frozen weights (``weights``; on
+    machines with other linear algebra libraries they may differ, so that a real federation sends them once). All
+    hospitals have one rank: what R means depends on it.
+
+    ViT-B: 38 r^2 numbers while r is at most 128 (the narrowest projections of the decoder), where LoRA has 42,752 r: at
+    r = 64 that is 155,648. A projection narrower than r gets a square R of its own width.
+
+    Args:
+        rank: r, >= 1. R grows with its square; the papers use 64 to 200 to come near LoRA.
+        scale: s, > 0.
+        init: ``orthonormal``: B and A random; ``weights``: singular vectors of the frozen weight. R starts at zero.
+        head: ``trained``, or ``frozen`` for a head that fits already.
+
+    Source: Singhal et al. 2025 (Fed-SB), arXiv 2502.15436; Ponkshe et al. 2024 (LoRA-SB), arXiv 2411.19557.
+
+    Differs from the papers in: their start, the SVD of an averaged first gradient of the full weights (one dense
+    upload), is not done, both starts are ours; and the head of the mask decoder trains beside R.
+    """
+
+    rank: int = 64
+    scale: float = 1.0
+    init: Init = "orthonormal"
+    head: Literal["trained", "frozen"] = "trained"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.rank < 1:
+            problems.append(f"rank: expected at least 1, got {self.rank!r}")
+        if not 0 < self.scale < math.inf:
+            problems.append(f"scale: expected a finite number above 0, got {self.scale!r}")
+        if self.init not in get_args(Init):
+            problems.append(f"init: expected 'orthonormal' or 'weights', got {self.init!r}")
+        if self.head not in ("trained", "frozen"):
+            problems.append(f"head: expected 'trained' or 'frozen', got {self.head!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def attach(self, model: SamNet) -> Layout:
+        """See :class:`Method`."""
+        for parent, child, rows in [*encoder_places(model), *decoder_places(model)]:
+            adapt_core(parent, child, rows, self.rank, self.scale)
+        head = model.mask_decoder.head() if self.head == "trained" else ()
+        return layout(model, dense=[*cores(model), *head])
+
+    def initialise(self, model: SamNet, rng: Streams) -> None:
+        """Sets B and A, and R to zero."""
+        initialise_cores(model, self.init, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamedLoRA(LoRA):
     """SAMed's settings of the low-rank adapters: :class:`~wardround.clients.lora.LoRA` of rank 4."""
 
@@ -243,6 +301,7 @@ METHODS: dict[str, type[Method]] = {
     "lora": LoraOnly,
     "lora_decoder": LoraDecoder,
     "flap_sam": FlapSam,
+    "lora_sb": LoraSb,
     "samed": Samed,
     "samed_s": SamedS,
     "ma_sam": MaSam,
@@ -259,6 +318,24 @@ def decoder_attention(model: SamNet) -> list[SamAttention]:
     return [module for module in model.mask_decoder.modules() if isinstance(module, SamAttention)]
 
 
+Place = tuple[nn.Module, str, Mapping[str, Rows]]
+"""A module, the name of a linear layer of it, and the rows of that layer per adapter."""
+
+
+def encoder_places(model: SamNet) -> Iterator[Place]:
+    """The encoder's q and v, which are rows of one fused projection [q | k | v]."""
+    for attention in encoder_attention(model):
+        width = attention.qkv.in_features
+        yield attention, "qkv", {"lora_q": (0, width), "lora_v": (2 * width, 3 * width)}
+
+
+def decoder_places(model: SamNet) -> Iterator[Place]:
+    """The decoder's q and v, which have a projection each."""
+    for attention in decoder_attention(model):
+        yield attention, "q_proj", {"lora": None}
+        yield attention, "v_proj", {"lora": None}
+
+
 def adapt_attention(model: SamNet, settings: LoRA) -> None:
     """Puts LoRA on q and v of every attention module of encoder and decoder."""
     adapt_encoder(model, settings)
@@ -266,18 +343,15 @@ def adapt_attention(model: SamNet, settings: LoRA) -> None:
 
 
 def adapt_encoder(model: SamNet, settings: LoRA) -> None:
-    """Puts LoRA on the encoder's q and v, which are rows of one fused projection [q | k | v]."""
-    for attention in encoder_attention(model):
-        width = attention.qkv.in_features
-        adapt(attention, "qkv", {"lora_q": (0, width), "lora_v": (2 * width, 3 * width)}, settings)
+    """Puts LoRA on the encoder's q and v."""
+    for parent, child, rows in encoder_places(model):
+        adapt(parent, child, rows, settings)
 
 
 def adapt_decoder(model: SamNet, settings: LoRA) -> None:
-    """Puts LoRA on the decoder's q and v, which have a projection each."""
-    whole: dict[str, Rows] = {"lora": None}
-    for decoder in decoder_attention(model):
-        adapt(decoder, "q_proj", whole, settings)
-        adapt(decoder, "v_proj", whole, settings)
+    """Puts LoRA on the decoder's q and v."""
+    for parent, child, rows in decoder_places(model):
+        adapt(parent, child, rows, settings)
 
 
 def layout(model: SamNet, dense: Iterable[nn.Module]) -> Layout:
@@ -327,6 +401,8 @@ def _kind(module: nn.Module, short: str) -> Kind:
     """Role of a parameter from the class of the module that owns it."""
     if isinstance(module, Adapter):
         return "lora_A" if short == "A" else "lora_B"
+    if isinstance(module, Core):
+        return "core"
     if isinstance(module, nn.LayerNorm):
         return "norm"
     if isinstance(module, nn.Embedding):

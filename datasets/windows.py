@@ -169,6 +169,7 @@ class HospitalWindows:
         self.table = torch.cat([_neighbours(span, windows.depth) for span in self.spans])
         self._images = _Stack([volume.images for volume in volumes])
         self._labels = _Stack([volume.labels for volume in volumes])
+        self._relabel: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of windows N."""
@@ -186,15 +187,28 @@ class HospitalWindows:
         """
         slices = self.table[put(index, self.table.device)]
         images, labels = self._images[slices], self._labels[slices]
+        if self._relabel is not None:
+            labels = self._relabel[labels.long()]
         if device is not None:
             images, labels = put(images, torch.device(device)), put(labels, torch.device(device))
         return (min_max(images) if self.windows.normalise == "window" else images), labels
+
+    def relabelled(self, labels: Sequence[int]) -> HospitalWindows:
+        """The same windows with other labels, which are changed when a window is read; ``volumes`` stay as they are.
+
+        Args:
+            labels: What each of the labels 0..C becomes.
+        """
+        changed = copy(self)
+        changed._relabel = torch.tensor(labels, dtype=torch.uint8)
+        return changed
 
     def to(self, device: torch.device | str) -> HospitalWindows:
         """The same windows with all slices in one tensor on a device; ``volumes`` stay where they are."""
         moved = copy(self)
         moved._images, moved._labels = self._images.to(device), self._labels.to(device)
         moved.table = self.table.to(device)
+        moved._relabel = None if self._relabel is None else self._relabel.to(device)
         return moved
 
 

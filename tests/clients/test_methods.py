@@ -12,6 +12,7 @@ from wardround.clients.lora import LoRA, set_rank
 from wardround.clients.methods import (
     FlapSam,
     Full,
+    LoraSb,
     LowRank,
     MaSam,
     Method,
@@ -41,6 +42,11 @@ def test_contract(name: str) -> None:
 @pytest.mark.parametrize("settings", [LoRA(rank=1), LoRA(rank=5, power=1.0), LoRA(rank=4, init_b="normal")], ids=repr)
 def test_contract_at_other_settings(name: str, settings: LoRA) -> None:
     check_method(METHODS[name](lora=settings))
+
+
+@pytest.mark.parametrize("method", [LoraSb(rank=1, init="weights"), LoraSb(rank=5, scale=2.0, head="frozen")], ids=repr)
+def test_contract_of_lora_sb_at_other_settings(method: LoraSb) -> None:
+    check_method(method)
 
 
 class Forgetful(LowRank):
@@ -167,6 +173,8 @@ Upscaler: 256 * 64 * 4 + 64 = 65,600, norm 128, 64 * 32 * 4 + 32 = 8,224. A hype
 @pytest.mark.parametrize(
     ("method", "full", "sam"),
     [
+        (LoraSb(), 38 * 64**2 + 478_320, 38 * 64**2 + HEAD_SAM),
+        (LoraSb(rank=200, head="frozen"), 28 * 200**2 + 10 * 128**2, None),
         (Samed(), 36_864 * 4 + 6_220 + 3_902_195, 36_864 * 4 + 6_220 + 3_291_264 + HEAD_SAM + 256 + 132_355),
         (SamedS(), 42_752 * 4 + 6_220 + 478_320 + 256 + 132_355, 42_752 * 4 + 6_220 + HEAD_SAM + 256 + 132_355),
         (
@@ -182,7 +190,8 @@ def test_counts_by_hand(method: Method, full: int, sam: int | None) -> None:
     """ViT-B at C = 2, 224 px with the full upscaler and 512 px with SAM's: LoRA, prompt encoder, pieces of the decoder.
 
     SAMed at full: 147,456 + 6,220 + 3,902,195 = 4,055,871; SAMed_s: 171,008 + 6,220 + 610,931 = 788,159; MA-SAM:
-    24 * 1,034,112 + 3,902,195 = 28,720,883.
+    24 * 1,034,112 + 3,902,195 = 28,720,883. LoRA-SB: 24 encoder places of width 768, 4 of 256 and 10 of 128 in the
+    decoder; at rank 200 the ten have 128 x 128.
     """
     assert trained(method, VIT_B) == full
     if sam is not None:

@@ -10,7 +10,7 @@ from wardround.clients.methods import MaSam, Samed
 from wardround.clients.sam import Sam
 from wardround.simulator.table import Row, TableSetting, rows, text
 
-COUNTS = {  # FLAP-SAM's rows at ViT-B, 224 px, rank 32, then further methods, SAMed at rank 4: C = 2, C = 1
+COUNTS = {  # FLAP-SAM's rows at ViT-B, 224 px, rank 32, then further methods (LoRA-SB at 64, SAMed at 4): C = 2, C = 1
     "full": (90_532_927, 90_398_774),
     "attention": (31_681_152, 31_681_152),
     "attention_code": (30_053_104, 29_919_208),
@@ -19,6 +19,7 @@ COUNTS = {  # FLAP-SAM's rows at ViT-B, 224 px, rank 32, then further methods, S
     "lora": (1_368_064, 1_368_064),
     "lora_decoder": (5_270_259, 5_136_106),
     "flap_sam": (1_846_384, 1_712_488),
+    "lora_sb": (38 * 64**2 + 478_320, 38 * 64**2 + 344_424),
     "samed": (147_456 + 6_220 + 3_902_195, 147_456 + 6_220 + 3_768_042),
     "samed_s": (171_008 + 6_220 + 610_931, 171_008 + 6_220 + 476_778),
     "ma_sam": (24 * 1_034_112 + 3_902_195, 24 * 1_034_112 + 3_768_042),
