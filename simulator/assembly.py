@@ -22,12 +22,15 @@ from ..datasets.contract import Case, Cases, Dataset, Federation, Volume
 from ..datasets.fingerprints import file_hash
 from ..datasets.windows import HospitalWindows, PreparedVolume
 from .assessment import Assessor
+from .attacks import poisoned
 from .checkpoint import Checkpoint
 from .cohort import Hospital, Outsider
 from .federation import Federated, initial_memories
 from .progress import counting
 from .randomness import streams
 from .results import COMMON
+from .stages import check_stages
+from .weights import rule_of
 
 if TYPE_CHECKING:
     from .config import Experiment
@@ -107,6 +110,8 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
         cohort=experiment.cohort,
         seed=experiment.seed,
         outsiders=tuple(_outsiders(located.federation, preparation)),
+        rule=rule_of(experiment.weights),
+        stages=experiment.stages,
     )
     assessor = Assessor(
         evaluation=experiment.evaluation,
@@ -115,6 +120,7 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
         read=partial(read_unchanged, experiment.data, located.file_hashes),
     )
     server = _initial_server(federated)
+    check_stages(federated, server)
     return Assembled(
         federated=federated,
         assessor=assessor,
@@ -162,7 +168,8 @@ def preparation_of(experiment: Experiment, num_classes: int) -> Preparation:
 
 
 def _hospital(experiment: Experiment, name: str, cases: Cases, preparation: Preparation) -> Hospital:
-    train = HospitalWindows(_loaded(preparation, cases.train), experiment.windows)
+    windows = HospitalWindows(_loaded(preparation, cases.train), experiment.windows)
+    train = poisoned(experiment.stages.attack, name, windows, preparation.num_classes)
     method = experiment.method
     rank = experiment.ranks.get(name, method.lora.rank) if isinstance(method, LowRank) else None
     return Hospital(

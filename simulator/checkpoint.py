@@ -5,7 +5,7 @@
     checkpoint/
         latest.json                     the one pointer: {"round": 7}
         round-0007/state.json           steps per hospital and phase, names of the memory files
-        round-0007/server.safetensors   tensors/..., base/..., memory/...
+        round-0007/server.safetensors   tensors/..., base/..., memory/..., stages/...
         memory/<hospital>-0005.safetensors   written only in rounds the hospital took part in
 
 Every file is written beside its place, synced and renamed; the pointer is replaced last. The last two rounds are kept,
@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ Memories = Mapping[str, Memory]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The state after a round: the server's, and every hospital's memory."""
+    """The state after a round: the server's, every hospital's memory, and what the stages between them keep."""
 
     server: ServerState
     memories: Memories
+    stages: Tensors = field(default_factory=dict)
 
     @property
     def round(self) -> int:
@@ -71,7 +72,7 @@ class Checkpoints:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        write_bytes(folder / "server.safetensors", _pack(_server_tensors(checkpoint.server)))
+        write_bytes(folder / "server.safetensors", _pack(_server_tensors(checkpoint)))
         steps = {name: [state.steps for state in memory.optimizer] for name, memory in checkpoint.memories.items()}
         write_json(folder / "state.json", {"round": checkpoint.round, "steps": steps, "memory": files})
         write_json(self.folder / "latest.json", {"round": checkpoint.round})
@@ -90,11 +91,13 @@ class Checkpoints:
         folder = self._round(number)
         try:
             state = read_json(folder / "state.json", ("steps", "memory"))
-            server = _server_state(number, setting, load_file(folder / "server.safetensors"))
+            saved = load_file(folder / "server.safetensors")
             memories = {name: self._memory(name, state) for name in state["steps"]}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{folder}: expected a whole checkpoint of round {number}: {error}") from error
-        return Checkpoint(server=server, memories=memories)
+        return Checkpoint(
+            server=_server_state(number, setting, saved), memories=memories, stages=_below("stages/", saved)
+        )
 
     def _save_memories(self, checkpoint: Checkpoint, changed: Collection[str]) -> dict[str, str]:
         """Writes the changed memory files; returns the file of every hospital that has one."""
@@ -113,7 +116,7 @@ class Checkpoints:
             OptimizerState(steps=steps, moments=_below(f"moments-{number}/", tensors))
             for number, steps in enumerate(state["steps"][name])
         )
-        return Memory(tensors=_below("tensors/", tensors), optimizer=optimizer)
+        return Memory(tensors=_below("tensors/", tensors), optimizer=optimizer, feedback=_below("feedback/", tensors))
 
     def _state(self, number: int | None) -> Any:
         return read_json(self._round(number or 0) / "state.json", ("steps", "memory"))
@@ -138,7 +141,7 @@ class Checkpoints:
 def state_hash(checkpoint: Checkpoint) -> str:
     """SHA-256 over every tensor and counter of a checkpoint: equal exactly when the states are bit-identical."""
     digest = hashlib.sha256(str(checkpoint.round).encode())
-    groups = {"server": _server_tensors(checkpoint.server)}
+    groups = {"server": _server_tensors(checkpoint)}
     groups |= {name: _memory_tensors(memory) for name, memory in sorted(checkpoint.memories.items())}
     for group, tensors in groups.items():
         for name in sorted(tensors):
@@ -150,8 +153,9 @@ def state_hash(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _server_tensors(server: ServerState) -> dict[str, Tensor]:
-    groups = {"tensors": server.tensors, "base": server.base, "memory": server.memory}
+def _server_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    server = checkpoint.server
+    groups = {"tensors": server.tensors, "base": server.base, "memory": server.memory, "stages": checkpoint.stages}
     return {f"{group}/{name}": value for group, tensors in groups.items() for name, value in tensors.items()}
 
 
@@ -167,6 +171,7 @@ def _server_state(number: int, setting: Setting, tensors: Tensors) -> ServerStat
 
 def _memory_tensors(memory: Memory) -> dict[str, Tensor]:
     tensors = {f"tensors/{name}": value for name, value in memory.tensors.items()}
+    tensors |= {f"feedback/{name}": value for name, value in memory.feedback.items()}
     for number, state in enumerate(memory.optimizer):
         tensors |= {f"moments-{number}/{name}": value for name, value in state.moments.items()}
     return tensors

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, Protocol
 
-from ..aggregators.contract import HospitalInfo
+from ..aggregators import GeometricMedian, Krum, MultiKrum
+from ..aggregators.arithmetic import normalised_weights
+from ..aggregators.contract import ClientUpdate, Download, HospitalInfo, ServerState
+from ..aggregators.products import for_rank
+from ..aggregators.robust import Reweighting, kept, reweighed
+
+RULES: dict[str, type] = {"krum": Krum, "multi_krum": MultiKrum, "geometric_median": GeometricMedian}
+"""The robust aggregators that yield weights."""
 
 
 class Weighting(Protocol):
@@ -63,4 +70,71 @@ class Explicit:
         return dict(self.values)
 
 
-WEIGHTINGS: dict[str, type] = {"examples": Examples, "uniform": Uniform, "explicit": Explicit}
+@dataclass(frozen=True, kw_only=True)
+class Robust:
+    """Weights by a robust rule that looks at the updates of every round; any aggregator follows.
+
+    ``w_k`` of the rule from ``p_k`` of the base, round by round. What the rule gives no weight is not shown to the
+    aggregator at all, so that those that do not look at weights cannot use it either. A hospital that sends part of its
+    tensors is compared by what it was handed in the place of the rest: with a frozen A, products are B_k A.
+
+    The rule needs every update by itself: no secure sum, no central differential privacy.
+
+    Args:
+        rule: ``krum``, ``multi_krum`` or ``geometric_median``, with their settings. Distances on the product do not
+            see how a hospital splits it; an aggregator on the factors behind them can be misled by that.
+        base: ``examples`` or ``uniform``: the weights before the rule. Krum and Multi-Krum do not look at them.
+    """
+
+    rule: Annotated[Reweighting, RULES] = field(default_factory=MultiKrum)
+    base: Literal["examples", "uniform"] = "examples"
+
+    def __post_init__(self) -> None:
+        if self.base not in ("examples", "uniform"):
+            raise ValueError(f"base: expected 'examples' or 'uniform', got {self.base!r}")
+
+    def weights(self, hospitals: Sequence[HospitalInfo]) -> dict[str, float]:
+        """The weights before the rule. Raises ValueError when the rule cannot work with these hospitals."""
+        try:
+            self.rule.check(hospitals)
+        except ValueError as error:
+            raise ValueError(f"weights.rule: {error}") from error
+        return (Examples() if self.base == "examples" else Uniform()).weights(hospitals)
+
+
+WEIGHTINGS: dict[str, type] = {"examples": Examples, "uniform": Uniform, "explicit": Explicit, "robust": Robust}
+
+
+def rule_of(weighting: Weighting) -> Reweighting | None:
+    """The rule that weighs the updates of a round once more, if there is one."""
+    return weighting.rule if isinstance(weighting, Robust) else None
+
+
+def weighed(
+    rule: Reweighting | None, server: ServerState, downloads: Mapping[str, Download], updates: Sequence[ClientUpdate]
+) -> tuple[list[ClientUpdate], dict[str, float]]:
+    """The updates as the aggregator gets to see them, and what there is to say about it.
+
+    Args:
+        rule: The rule; None: nothing changes.
+        server: The state that was broadcast.
+        downloads: What every hospital was handed, by name.
+        updates: The checked updates.
+
+    Returns:
+        Updates with the weights of the rule, those of weight 0 left out; diagnostics ``robust_kept_weight`` and
+        ``robust_rejected``.
+    """
+    if rule is None or not updates:
+        return list(updates), {}
+    server = replace(server, tensors={**server.setting.trainable, **server.tensors})
+    whole = [_completed(server, downloads[update.hospital], update) for update in updates]
+    weights = rule.reweigh(server, whole)
+    notes = kept(normalised_weights(updates), weights)
+    return reweighed(updates, weights), {f"robust_{name}": value for name, value in notes.items()}
+
+
+def _completed(server: ServerState, download: Download, update: ClientUpdate) -> ClientUpdate:
+    """The update with what the hospital was handed, or else what the server has, where it sent nothing."""
+    info = next((info for info in server.setting.hospitals if info.name == update.hospital), None)
+    return replace(update, tensors={**for_rank(server, info), **download.start, **update.tensors})
