@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import wardround
-from wardround.aggregators import AGGREGATORS, contract
+from wardround.aggregators import AGGREGATORS, contract, instruments
 from wardround.aggregators.testing import Claims, check_aggregator
 from wardround.clients import METHODS, MODELS, sam_weights
 from wardround.clients import evaluation as client_evaluation
@@ -36,16 +36,35 @@ from wardround.datasets import contract as data_contract
 from wardround.datasets.split import Split, split_patients
 from wardround.datasets.testing import check_dataset
 from wardround.simulator import results
+from wardround.simulator.attacks import ATTACKS
 from wardround.simulator.cli import main as command_line
+from wardround.simulator.compression import COMPRESSIONS
 from wardround.simulator.config import Experiment, Runtime, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
+from wardround.simulator.privacy import AdaptiveClip, Privacy
+from wardround.simulator.recording import Instruments
+from wardround.simulator.replay import Replayed, replay
 from wardround.simulator.sampling import Cohort
+from wardround.simulator.secure_sum import SecureSum
+from wardround.simulator.stages import Stages
 from wardround.simulator.verify import verify
 from wardround.simulator.weights import WEIGHTINGS
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 WRITTEN = "<!-- Written by docs/make_reference.py from the code; change the docstrings there and run `make docs`. -->"
-COMMANDS = ("", "run", "report", "verify", "table", "list", "data", "data check", "data prepare", "data phantom")
+COMMANDS = (
+    "",
+    "run",
+    "report",
+    "verify",
+    "replay",
+    "table",
+    "list",
+    "data",
+    "data check",
+    "data prepare",
+    "data phantom",
+)
 
 
 def pages() -> dict[str, str]:
@@ -85,8 +104,9 @@ def aggregators_page() -> list[str]:
     """What the server can do with the updates."""
     return [
         "# Aggregators",
-        "What the server does with the updates, and what travels. Setting `aggregator` of an experiment; how to write "
-        "your own: [add an aggregator](../how-to/add-an-aggregator.md); the types: [the contract](contract.md).",
+        "What the server does with the updates, and what travels. Setting `aggregator` of an experiment. Families, "
+        "worked examples and a table of all: [aggregators](../aggregators/README.md); how to write your own: "
+        "[add an aggregator](../how-to/add-an-aggregator.md); the types: [the contract](contract.md).",
         *_plugins(AGGREGATORS),
     ]
 
@@ -213,7 +233,16 @@ def experiment_page() -> list[str]:
         *_dataclass(Cohort, "`cohort`"),
         "## `weights`",
         *_plugins(WEIGHTINGS, level=3),
+        *_dataclass(Stages, "`stages`"),
+        "### `stages.attack`",
+        *_plugins(ATTACKS, level=4),
+        "### `stages.compression`",
+        *_plugins(COMPRESSIONS, level=4),
+        *_dataclass(SecureSum, "`stages.secure_sum`", level=3),
+        *_dataclass(Privacy, "`stages.privacy`", level=3),
+        *_dataclass(AdaptiveClip, "`stages.privacy.adaptive`", level=4),
         *_dataclass(client_evaluation.Evaluation, "`evaluation`"),
+        *_dataclass(Instruments, "`instruments`"),
         *_dataclass(Runtime, "`runtime`"),
     ]
 
@@ -246,8 +275,8 @@ def command_line_page() -> list[str]:
 
 def run_directory_page() -> list[str]:
     """The files of a run."""
-    rows = (results.MetricRow, results.CaseRow, results.LedgerRow, results.TimingRow)
-    files = ("metrics.jsonl", "cases.jsonl", "ledger.jsonl", "timing.jsonl")
+    rows = (results.MetricRow, results.CaseRow, results.LedgerRow, results.InstrumentRow, results.TimingRow)
+    files = ("metrics.jsonl", "cases.jsonl", "ledger.jsonl", "instruments.jsonl", "timing.jsonl")
     return [
         "# Files of a run",
         "A run lives in `runs/<experiment>/<id>/`. The id is the first 12 hex digits of a SHA-256 over the resolved "
@@ -278,6 +307,11 @@ def python_page() -> list[str]:
         *_function(open_file, "wardround.simulator.experiments"),
         *_function(load_experiment, "wardround.simulator.config"),
         *_function(verify, "wardround.simulator.verify"),
+        *_function(replay, "wardround.simulator.replay"),
+        *_dataclass(Replayed, "Replayed", python=True),
+        *_function(instruments.measure, "wardround.aggregators.instruments"),
+        *_function(instruments.overall, "wardround.aggregators.instruments"),
+        *_dataclass(instruments.Layer, "Layer", python=True),
         *_function(results.RunRecords.load, "wardround.simulator.results"),
         *_dataclass(results.RunRecords, "RunRecords", python=True),
         *_function(check_method, "wardround.clients.testing"),
@@ -294,6 +328,10 @@ FILES = {
     "metrics.jsonl": "Losses and scores per round, hospital and split. Means over hospitals are left to the reader.",
     "cases.jsonl": "The scores of every volume at every evaluation.",
     "ledger.jsonl": "Who took part in a round, what it received, sent and computed.",
+    "instruments.jsonl": "The instruments of every measured round, a row per layer.",
+    "updates/setting.safetensors": "With `--record-updates`: the initial tensors, and what they are.",
+    "updates/round-NNNN.safetensors": "The server's state before the round and every update, for `wardround replay`.",
+    "replay/replay.<kind>": "What `wardround replay` wrote: page, CSV and rows.",
     "timing.jsonl": "Seconds per stage of a round: the only rows that are not reproducible.",
     "checkpoint/latest.json": "The one pointer to the last finished round, replaced last.",
     "checkpoint/round-NNNN/server.safetensors": "The server's tensors after that round; the last two rounds are kept.",
@@ -322,7 +360,21 @@ METRICS = {
     "hd95_mm/<class>": (SCORED, "Mean over volumes of HD95 in mm; last round only."),
     "surface_dice/<class>": (SCORED, "Mean over volumes of the surface Dice; last round only."),
     "undefined/<metric>/<class>": (SCORED, "Volumes that the mean above leaves out."),
+    "loss_before": ("train", "Mean loss over the hospital's windows before it trained (`qfedavg`)."),
+    "a_norm": ("train", "Norm of the hospital's accumulated steps (`fednova`)."),
+    "rank": ("train", "Rank that the hospital goes on with (`hetlora`)."),
+    "privacy/<what>": (
+        "null",
+        "`stages.privacy` after the round: `epsilon` spent so far at `delta`, `clip_norm`, the share of hospitals "
+        "that was `clipped`, `noise_std` of a coordinate of the mean.",
+    ),
+    "secure_sum/cut": ("null", "Share of all coordinates that `stages.secure_sum` cut to its range."),
     "aggregate/<what>": ("null", "What the aggregator has to say about the round; hospital and split are null."),
+    "instrument/<name>": (
+        "null",
+        "An instrument of the server's step, for the whole model; see "
+        "[compare aggregators](../how-to/compare-aggregators.md).",
+    ),
 }
 """Names in metrics.jsonl: split and meaning."""
 
@@ -339,6 +391,7 @@ MANIFEST = {
     "error": "What stopped the run, null when nothing did.",
     "started": "When the run began, UTC.",
     "finished": "When it ended or was stopped, UTC.",
+    "record_updates": "True when the run was asked to keep the updates of its rounds.",
     "seed": "The experiment's seed.",
     "cohort_mode": "`sequential`: hospitals take turns on one replica.",
     "compile": "Whether the model was compiled.",

@@ -86,6 +86,7 @@ def _run(args: argparse.Namespace) -> int:
         out=args.out,
         quiet=args.quiet,
         images=not args.no_images,
+        record_updates=args.record_updates,
         allow_changed_environment=args.allow_changed_environment,
         experiments_file=_called(file),
     )
@@ -111,6 +112,16 @@ def _verify(args: argparse.Namespace) -> int:
     verdict = verify(args.run, data=args.data, allow_changed_environment=args.allow_changed_environment)
     print(verdict)
     return OK if verdict.identical else DIFFERENT
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from .replay import named_aggregators, replay
+    from .replay_report import ONE_STEP, replay_table, write_replay
+
+    steps = replay(args.run, named_aggregators(args.aggregators))
+    written = write_replay(args.out or args.run / "replay", args.run, steps)
+    print("\n\n".join([replay_table(steps).text(width=100), textwrap.fill(ONE_STEP, 100), f"page: {written}"]))
+    return OK
 
 
 def _table(args: argparse.Namespace) -> int:
@@ -204,6 +215,15 @@ def _parser() -> argparse.ArgumentParser:
     _verify_arguments(
         _command(commands, "verify", _verify, "repeat a run's last round and compare", "verify runs/quickstart/ID")
     )
+    _replay_arguments(
+        _command(
+            commands,
+            "replay",
+            _replay,
+            "compare aggregators on the recorded updates of a run",
+            "replay runs/tiny/ID --aggregators fedit,flap_sam,fedex_lora",
+        )
+    )
     _table_arguments(
         _command(commands, "table", _table, "what each method trains and sends", "table --model sam-vit-b --rank 32")
     )
@@ -289,6 +309,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (auto)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the report")
+    parser.add_argument("--record-updates", action="store_true", help="keep every round's updates, for replay")
     _environment_argument(parser)
     parser.set_defaults(interrupted="interrupted; the same command goes on after the last finished round")
 
@@ -303,6 +324,17 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     _run_argument(parser)
     _data_argument(parser)
     _environment_argument(parser)
+
+
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_argument(parser)
+    parser.add_argument(
+        "--aggregators",
+        required=True,
+        metavar="NAMES",
+        help="names separated by commas; with settings as '{name: flap_sam, split: left}'",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (replay in the run)")
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

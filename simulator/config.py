@@ -23,7 +23,9 @@ from ..datasets.windows import Windows
 from . import yaml12
 from .builder import ConfigError, Problem, build, expand, merge, resolve
 from .experiments import DOCUMENTATION, ExperimentsFile
+from .recording import Instruments
 from .sampling import Cohort
+from .stages import Stages
 from .weights import WEIGHTINGS, Examples, Weighting
 
 __all__ = ["ConfigError", "Experiment", "Runtime", "build", "identity", "load_experiment", "load_resolved", "resolve"]
@@ -70,8 +72,10 @@ class Experiment:
         rounds: Rounds, >= 1.
         cohort: Who takes part in a round.
         weights: How much a hospital counts.
+        stages: What happens to updates on their way to the server: attack, compression, secure sum, privacy.
         ranks: LoRA rank per hospital, >= 1; those not named have the method's.
         evaluation: When and how the model is scored.
+        instruments: Which of the server's steps are measured.
         seed: Of every random stream but the split, >= 0.
         split_seed: Of everything random in ``split``, >= 0: runs of several seeds are scored on the same volumes.
         runtime: Where it runs.
@@ -90,8 +94,10 @@ class Experiment:
     rounds: int = 25
     cohort: Cohort = field(default_factory=Cohort)
     weights: Annotated[Weighting, WEIGHTINGS] = field(default_factory=Examples)
+    stages: Stages = field(default_factory=Stages)
     ranks: Mapping[str, int] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    instruments: Instruments = field(default_factory=Instruments)
     seed: int = 0
     split_seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)

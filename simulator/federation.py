@@ -2,7 +2,8 @@
 
 ::
 
-    sample cohort -> broadcast -> train locally -> aggregate -> evaluate -> record -> checkpoint
+    sample cohort -> broadcast -> train locally -> [attack, clip, compress, sum, noise] -> aggregate
+                  -> evaluate -> record -> checkpoint
 
 Every round is a pure function of the checkpoint before it and of the experiment's seed; that is all that resume and
 verification rest on.
@@ -18,14 +19,20 @@ from typing import Any
 
 from ..aggregators.checks import AggregationError, check_download, check_server_state, check_updates
 from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
+from ..aggregators.robust import Reweighting, with_diagnostics
 from ..clients.hospital import Memory, Turn, Workplace
 from .checkpoint import Checkpoint
 from .cohort import Hospital, Outsider, train_sequentially
 from .progress import Progress
 from .randomness import Key, streams
 from .sampling import Cohort, draw, drop
+from .stages import Arrived, Crossing, Stages, cross
+from .weights import weighed
 
 Rows = dict[str, list[dict[str, Any]]]
+
+REPORT_BYTES = 8
+"""Bytes of a number that a rule reports beside its tensors (a loss, a rank)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,8 @@ class Federated:
         cohort: Who takes part in a round.
         seed: The experiment's seed.
         outsiders: Test volumes that belong to no hospital.
+        rule: Weighs the updates of a round once more, before the aggregator sees them.
+        stages: What happens to updates on their way to the server.
     """
 
     aggregator: Aggregator
@@ -49,6 +58,8 @@ class Federated:
     cohort: Cohort
     seed: int
     outsiders: tuple[Outsider, ...] = ()
+    rule: Reweighting | None = None
+    stages: Stages = field(default_factory=Stages)
 
     def rng(self, purpose: str, *keys: Key) -> Streams:
         """Streams of this experiment."""
@@ -56,12 +67,28 @@ class Federated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """What the aggregator was given: the state before, what every hospital was handed, and the updates as it saw them.
+
+    Args:
+        before: The server's state before the round.
+        downloads: Download per hospital of the cohort.
+        updates: The updates, sorted by hospital.
+    """
+
+    before: ServerState
+    downloads: Mapping[str, Download]
+    updates: tuple[ClientUpdate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Round:
-    """What came of a round: the state after it, who may have changed, and its rows."""
+    """What came of a round: the state after it, who may have changed, its rows, and what went into the step."""
 
     checkpoint: Checkpoint
     changed: frozenset[str]
     rows: Rows
+    step: Step
 
 
 @dataclass
@@ -100,17 +127,20 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
         with watch.stage("train_s"):
             turns = _train(federated, before, downloads, dropped, progress)
         with watch.stage("aggregate_s"):
-            updates = _collect(federated, turns, downloads, number)
-            aggregated = _aggregate(federated, before.server, updates, number)
+            sent = _collect(federated, turns, downloads, number)
+            arrived = _cross(federated, before, sent, downloads, number)
+            seen, notes = weighed(federated.rule, before.server, arrived.downloads, arrived.updates)
+            aggregated = with_diagnostics(_aggregate(federated, before.server, seen, number), notes)
     except AggregationError:
         raise  # it names the round itself
     except ValueError as error:
         raise ValueError(f"round {number}: {error}") from error
-    memories = {**before.memories, **{turn.hospital.name: turn.memory for turn in turns}}
+    server = replace(aggregated.server, round=number)
     return Round(
-        checkpoint=Checkpoint(server=replace(aggregated.server, round=number), memories=memories),
+        checkpoint=Checkpoint(server=server, memories=_memories(before, turns, arrived), stages=arrived.state),
         changed=frozenset(turn.hospital.name for turn in turns),
-        rows=_rows(federated, number, downloads, turns, updates, aggregated),
+        rows=_rows(federated, number, downloads, turns, sent, arrived, aggregated),
+        step=Step(before=before.server, downloads=arrived.downloads, updates=tuple(seen)),
     )
 
 
@@ -152,7 +182,7 @@ def _train(
 def _collect(
     federated: Federated, turns: list[Turn], downloads: Mapping[str, Download], number: int
 ) -> list[ClientUpdate]:
-    """The updates as they arrive at the server, checked against what was announced."""
+    """The updates as the hospitals send them, checked against what was announced."""
     updates = [_update(turn, federated.weights[turn.hospital.name]) for turn in turns]
     expected = {update.hospital: downloads[update.hospital] for update in updates}
     check_updates(number, expected, updates, allow_empty=federated.cohort.sampling == "poisson")
@@ -169,8 +199,38 @@ def _update(turn: Turn, weight: float) -> ClientUpdate:
         tensors=result.tensors,
         extra=result.extra,
         metrics=result.metrics,
-        bytes=num_bytes(result.tensors) + num_bytes(result.extra),
+        bytes=num_bytes(result.tensors) + num_bytes(result.extra) + REPORT_BYTES * len(result.metrics),
     )
+
+
+def _cross(
+    federated: Federated,
+    before: Checkpoint,
+    sent: list[ClientUpdate],
+    downloads: Mapping[str, Download],
+    number: int,
+) -> Arrived:
+    """The updates as they come out of the stages. Noise has a start to be added to also when nobody was drawn."""
+    anybody = downloads or _broadcast(federated, before.server, tuple(federated.hospitals)[:1], number)
+    at = Crossing(
+        number=number,
+        stages=federated.stages,
+        cohort=federated.cohort,
+        weights=federated.weights,
+        downloads=downloads,
+        common=next(iter(anybody.values())),
+        memories=before.memories,
+        state=before.stages,
+        rng=federated.rng,
+    )
+    return cross(at, sent)
+
+
+def _memories(before: Checkpoint, turns: list[Turn], arrived: Arrived) -> dict[str, Memory]:
+    """What every hospital remembers after the round."""
+    after = {turn.hospital.name: turn.memory for turn in turns}
+    kept = {name: replace(after[name], feedback=feedback) for name, feedback in arrived.feedback.items()}
+    return {**before.memories, **after, **kept}
 
 
 def _aggregate(federated: Federated, server: ServerState, updates: list[ClientUpdate], number: int) -> Aggregated:
@@ -192,17 +252,20 @@ def _rows(
     number: int,
     downloads: Mapping[str, Download],
     turns: list[Turn],
-    updates: list[ClientUpdate],
+    sent: list[ClientUpdate],
+    arrived: Arrived,
     aggregated: Aggregated,
 ) -> Rows:
-    """Ledger rows of the whole cohort, training losses and what the aggregator has to say."""
-    arrived = {update.hospital: update for update in updates}
+    """Ledger rows of the whole cohort, training losses and what the stages and the aggregator have to say."""
+    steps = {update.hospital: update.num_steps for update in sent}
     ledger = [
-        _ledger_row(federated, number, name, downloads[name], arrived.get(name), aggregated) for name in downloads
+        _ledger_row(federated, number, name, downloads[name], steps.get(name), arrived, aggregated)
+        for name in downloads
     ]
     metrics = [metric_row(number, turn.hospital.name, "train", "loss", turn.mean_loss) for turn in turns]
-    for update in updates:
+    for update in sent:
         metrics += [metric_row(number, update.hospital, "train", name, value) for name, value in update.metrics.items()]
+    metrics += [metric_row(number, None, None, name, value) for name, value in sorted(arrived.metrics.items())]
     for name, value in sorted(aggregated.diagnostics.items()):
         metrics.append(metric_row(number, None, None, f"aggregate/{name}", value))
     return {"ledger": ledger, "metrics": metrics}
@@ -213,18 +276,26 @@ def _ledger_row(
     number: int,
     name: str,
     download: Download,
-    update: ClientUpdate | None,
+    steps: int | None,
+    arrived: Arrived,
     aggregated: Aggregated,
 ) -> dict[str, Any]:
+    """What a hospital got and sent; ``steps`` is None when it dropped out."""
     return {
         "round": number,
         "hospital": name,
-        "status": "dropped" if update is None else "ok",
-        "bytes_down": num_bytes(download.traffic) + aggregated.extra_bytes_down,
-        "bytes_up": 0 if update is None else update.bytes + aggregated.extra_bytes_up,
+        "status": "dropped" if steps is None else "ok",
+        "bytes_down": num_bytes(download.traffic) + arrived.bytes_down + aggregated.extra_bytes_down,
+        "bytes_up": arrived.bytes_up.get(name, 0) + (0 if steps is None else aggregated.extra_bytes_up),
         "examples": federated.hospitals[name].info.num_examples,
-        "steps": 0 if update is None else update.num_steps,
+        "steps": steps or 0,
     }
+
+
+def joined(*parts: Rows) -> Rows:
+    """The rows of several parts, file by file."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: [row for part in parts for row in part.get(name, [])] for name in names}
 
 
 def metric_row(

@@ -75,6 +75,23 @@ def line_chart(
     return _chart(name, draw, y_label=y_label, small=small)
 
 
+def curve_chart(name: str, lines: Sequence[Line], *, x_label: str, y_label: str, logarithmic: bool = False) -> str:
+    """Values over something other than rounds, on a logarithmic axis if wanted; returns an ``<svg>`` element.
+
+    On a logarithmic axis values of 0 are left out.
+    """
+
+    def draw(axes: Axes) -> None:
+        for line in lines:
+            values = [np.nan if value is None or (logarithmic and value <= 0) else value for _, value in line.points]
+            (drawn,) = axes.plot([x for x, _ in line.points], values, color=line.colour, marker=line.marker)
+            drawn.set(markersize=4.5, linewidth=line.width, clip_on=False)
+        if logarithmic:
+            axes.set_yscale("log")
+
+    return _chart(name, draw, y_label=y_label, x_label=x_label)
+
+
 def bar_chart(name: str, groups: Mapping[str, Points], *, y_label: str) -> str:
     """Bars beside each other per round, a colour per group; returns an ``<svg>`` element."""
 
@@ -100,14 +117,20 @@ def area_chart(name: str, layers: Mapping[str, Points], *, y_label: str) -> str:
 
 
 def _chart(
-    name: str, draw: Callable[[Axes], None], *, y_label: str, small: bool = False, from_zero: bool = False
+    name: str,
+    draw: Callable[[Axes], None],
+    *,
+    y_label: str,
+    x_label: str = "round",
+    small: bool = False,
+    from_zero: bool = False,
 ) -> str:
     from matplotlib.ticker import MaxNLocator
 
     def draw_all(drawing: Figure) -> None:
         axes = drawing.add_subplot()
         draw(axes)
-        axes.set_xlabel("round")
+        axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if small else 10, integer=True, min_n_ticks=1))
         if from_zero:

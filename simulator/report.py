@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import files
+from .instrument_report import COLUMNS, layers_body
 from .report_page import (
     UNDEFINED,
     Html,
@@ -169,7 +170,7 @@ def _sections(records: RunRecords, images: bool) -> list[Section]:
         _scores(records),
         _course(records),
         _traffic(records),
-        _diagnostics(records),
+        _aggregation(records),
         _ledger(records),
         _overlays(records) if images else _no_overlays(),
         _timing(records),
@@ -427,17 +428,28 @@ def _ways(down: str, up: str) -> list[tuple[str, str, str]]:
     return [("■", down, "to the hospitals"), ("■", up, "back to the server")]
 
 
-def _diagnostics(records: RunRecords) -> Section | None:
-    """A small chart for each thing the aggregator reports."""
-    names = records.metric_names("aggregate/")
-    drawn = [_diagnostic_figure(number, name, records.series(name)) for number, name in enumerate(names)]
-    return Section(title="Aggregation", body=figures(drawn, small=True)) if drawn else None
+def _aggregation(records: RunRecords) -> Section | None:
+    """A small chart for each thing the aggregator reports and each instrument, and the instruments per layer."""
+    measured = [name for column in COLUMNS if (name := f"instrument/{column}") in records.metric_names("instrument/")]
+    names = [*records.metric_names("aggregate/"), *_stage_names(records), *measured]
+    drawn = [_small_figure(number, name, records.series(name)) for number, name in enumerate(names)]
+    parts = [figures(drawn, small=True)] if drawn else []
+    if records.instruments:
+        parts.append(layers_body(records.instruments))
+    return Section(title="Aggregation", body=join(parts)) if parts else None
 
 
-def _diagnostic_figure(number: int, name: str, series: Series) -> Html:
+def _stage_names(records: RunRecords) -> list[str]:
+    """What the stages report, in reading order; delta is a setting."""
+    names = [*records.metric_names("privacy/"), *records.metric_names("secure_sum/")]
+    return [name for name in names if name != "privacy/delta"]
+
+
+def _small_figure(number: int, name: str, series: Series) -> Html:
     from .figures import line_chart
 
-    title = name.removeprefix("aggregate/")
+    prefix, _, word = name.partition("/")
+    title = {"instrument": COLUMNS.get(word, word), "aggregate": word}.get(prefix, name)
     if not _any_value(series):
         return figure(Html(""), f"{title}: undefined in every round")
     lines, entries = _hospital_lines(series)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -76,6 +76,25 @@ class TimingRow:
     aggregate_s: float
     evaluate_s: float
     checkpoint_s: float
+    instruments_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstrumentRow:
+    """A line of ``instruments.jsonl``: one layer in one round (:mod:`wardround.aggregators.instruments`)."""
+
+    round: int
+    name: str
+    ideal_norm: float
+    ideal_distance: float
+    energy_kept: float | None
+    effective_rank: float | None
+    gauge_imbalance: float | None
+    hospital_step: float
+    drift: float | None
+    cosine: float | None
+    server_step: float
+    spectrum: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +141,7 @@ class RunRecords:
         cases: Rows of ``cases.jsonl``.
         ledger: Rows of ``ledger.jsonl``.
         timing: Rows of ``timing.jsonl``.
+        instruments: Rows of ``instruments.jsonl``.
     """
 
     path: Path
@@ -132,6 +152,7 @@ class RunRecords:
     cases: Sequence[CaseRow] = field(default_factory=list)
     ledger: Sequence[LedgerRow] = field(default_factory=list)
     timing: Sequence[TimingRow] = field(default_factory=list)
+    instruments: Sequence[InstrumentRow] = field(default_factory=list)
 
     @classmethod
     def load(cls, run_dir: Path | str) -> Self:
@@ -150,6 +171,7 @@ class RunRecords:
             cases=_read_rows(path / "cases.jsonl", CaseRow),
             ledger=_read_rows(path / "ledger.jsonl", LedgerRow),
             timing=_read_rows(path / "timing.jsonl", TimingRow),
+            instruments=_read_rows(path / "instruments.jsonl", InstrumentRow),
         )
 
     @property
@@ -291,6 +313,7 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "str": lambda value: isinstance(value, str),
     "None": lambda value: value is None,
+    "list[float]": lambda value: isinstance(value, list) and all(isinstance(item, int | float) for item in value),
     "Status": lambda value: value in ("ok", "dropped"),
 }
 
@@ -321,7 +344,8 @@ def _row(path: Path, number: int, line: bytes, row_type: type[Row]) -> Row:
         raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r} ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}, line {number}: expected a JSON object, got {values!r}")
-    wanted = {item.name: str(item.type) for item in fields(row_type)}  # type: ignore[arg-type]  # Row is one of four dataclasses
+    members = fields(row_type)  # type: ignore[arg-type]  # Row is one of five dataclasses
+    wanted = {item.name: str(item.type) for item in members if item.default is MISSING or item.name in values}
     problems = [
         f"{key}: expected {kind}, got {repr(values[key]) if key in values else 'nothing'}"
         for key, kind in wanted.items()

@@ -12,9 +12,10 @@ import torch
 from .assembly import Assembled, Located, assemble, locate
 from .assessment import Keepsakes, assess
 from .checkpoint import Checkpoint
-from .federation import Round, Rows, Stopwatch, run_round
+from .federation import Round, Rows, Stopwatch, joined, run_round
 from .files import write_json, write_text
 from .progress import Progress
+from .recording import instrument_rows, record_updates
 from .report import write_report
 from .rundir import RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .summary import summarise_run
@@ -39,6 +40,7 @@ def run(
     out: Path = Path("runs"),
     quiet: bool = False,
     images: bool = True,
+    record_updates: bool = False,
     allow_changed_environment: bool = False,
     experiments_file: str | None = None,
 ) -> Outcome:
@@ -50,6 +52,7 @@ def run(
         out: Folder of all runs.
         quiet: No progress bars.
         images: Keep slices of test volumes for the report.
+        record_updates: Keep the updates of every round to come for ``wardround replay``.
         allow_changed_environment: Go on although code, device or threads changed since the run began.
         experiments_file: Where the experiment was defined, for the manifest.
 
@@ -61,9 +64,11 @@ def run(
     located = locate(experiment, data)
     directory, config = run_directory(experiment, located, out)
     if directory.manifest is not None and directory.manifest["state"] == "finished":
-        return _finished_before(directory, environment(device), images)
+        return _finished_before(directory, environment(device), images, record_updates)
     with directory.locked():
         _begin(directory, experiment, config, located, device, allow_changed_environment, experiments_file)
+        if record_updates:
+            directory.update_manifest(record_updates=True)
         try:
             _work(directory, experiment, located, device, quiet, images)
         except BaseException as error:
@@ -72,7 +77,7 @@ def run(
     return Outcome(path=directory.path, already_finished=False)
 
 
-def _finished_before(directory: RunDirectory, here: Mapping[str, Any], images: bool) -> Outcome:
+def _finished_before(directory: RunDirectory, here: Mapping[str, Any], images: bool, record_updates: bool) -> Outcome:
     """Does nothing but write a report that is missing; says when other code or another machine made the run."""
     if not (directory.path / "report.html").exists():
         write_report(directory.path, images=images)
@@ -82,6 +87,8 @@ def _finished_before(directory: RunDirectory, here: Mapping[str, Any], images: b
         note += f" (its environment was another: {'; '.join(changed)}; to repeat it, remove {directory.path})"
     if not images and (directory.path / "overlays").exists():
         note += "; its report holds slices of images: write it again with `wardround report RUN --no-images`"
+    if record_updates and not directory.records_updates:
+        note += f"; its updates were not recorded: remove {directory.path} to run it again"
     return Outcome(path=directory.path, already_finished=True, note=note)
 
 
@@ -218,9 +225,13 @@ def _one_round(
     """Trains, scores, records and saves one round."""
     watch = Stopwatch()
     finished = run_round(assembled.federated, before, progress, watch)
+    with watch.stage("instruments_s"):
+        measured = measure_round(experiment, assembled, finished)
+        if directory.records_updates:
+            record_updates(directory.path / "updates", finished.step, finished.checkpoint.round)
     with watch.stage("evaluate_s"):
-        rows = score_round(experiment, assembled, finished, progress, directory.path, images)
-    directory.append(rows)
+        scores = score_round(experiment, assembled, finished, progress, directory.path, images)
+    directory.append(joined(finished.rows, measured, scores))
     with watch.stage("checkpoint_s"):
         directory.checkpoints.save(finished.checkpoint, finished.changed)
     directory.append({"timing": [{"round": finished.checkpoint.round, **_rounded(watch.seconds)}]})
@@ -230,17 +241,17 @@ def _one_round(
 def score_round(
     experiment: Experiment, assembled: Assembled, finished: Round, progress: Progress, folder: Path, images: bool
 ) -> Rows:
-    """The rows of a round: what it reported, and its scores when an evaluation is due."""
+    """The scores of a round, when an evaluation is due."""
     number, last = finished.checkpoint.round, experiment.rounds
     if not experiment.evaluation.due(number, last):
-        return finished.rows
+        return {}
     final = number == last
     keepsakes = Keepsakes(
         folder=folder,
         predictions=experiment.evaluation.predictions,
         overlays=images,
     )
-    scores = assess(
+    return assess(
         assembled.federated,
         assembled.assessor,
         finished.checkpoint,
@@ -248,7 +259,13 @@ def score_round(
         final=final,
         keepsakes=keepsakes if final else None,
     )
-    return {name: finished.rows.get(name, []) + scores.get(name, []) for name in ("metrics", "cases", "ledger")}
+
+
+def measure_round(experiment: Experiment, assembled: Assembled, finished: Round) -> Rows:
+    """The instruments of a round's server step, when they are due."""
+    after = finished.checkpoint.server
+    aggregator = assembled.federated.aggregator
+    return instrument_rows(experiment.instruments, aggregator, finished.step, after, finished.checkpoint.round)
 
 
 def _finish(directory: RunDirectory, assembled: Assembled, images: bool) -> None:
@@ -268,5 +285,5 @@ def _record_failure(directory: RunDirectory, error: BaseException) -> None:
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    stages = ("broadcast_s", "train_s", "aggregate_s", "evaluate_s", "checkpoint_s")
+    stages = ("broadcast_s", "train_s", "aggregate_s", "instruments_s", "evaluate_s", "checkpoint_s")
     return {stage: round(seconds.get(stage, 0.0), 6) for stage in stages}

@@ -27,7 +27,7 @@ import torch
 from .checkpoint import Checkpoints
 from .files import append_lines, cut_lines, read_json, read_lines, remove_unfinished, write_json
 
-ROWS = ("metrics", "cases", "ledger", "timing")
+ROWS = ("metrics", "cases", "ledger", "instruments", "timing")
 """The JSON-lines files of a run, one row per line, each with its round."""
 
 _PACKAGE = Path(__file__).parent.parent
@@ -53,6 +53,11 @@ class RunDirectory:
             return None
         manifest: dict[str, Any] = read_json(file, ("state", "id", "environment", "data_hash", "continued"))
         return manifest
+
+    @property
+    def records_updates(self) -> bool:
+        """Whether the run keeps the updates of its rounds."""
+        return bool((self.manifest or {}).get("record_updates"))
 
     def update_manifest(self, **changes: Any) -> None:
         """Replaces entries of the manifest."""

@@ -10,9 +10,9 @@ from typing import Any
 from .assembly import Located, assemble, locate
 from .checkpoint import state_hash
 from .config import Experiment, identity, load_resolved
-from .federation import Stopwatch, run_round
+from .federation import Stopwatch, joined, run_round
 from .progress import Progress
-from .run import check_fits, prepare_device, score_round
+from .run import check_fits, measure_round, prepare_device, score_round
 from .rundir import RunDirectory, check_environment, environment, run_id
 
 
@@ -67,7 +67,8 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     check_fits(before, assembled.initial)
     with Progress(rounds=number, start=number - 1, quiet=True) as progress, tempfile.TemporaryDirectory() as folder:
         repeated = run_round(assembled.federated, before, progress, Stopwatch())
-        rows = score_round(experiment, assembled, repeated, progress, Path(folder), images=False)
+        scores = score_round(experiment, assembled, repeated, progress, Path(folder), images=False)
+        rows = joined(repeated.rows, measure_round(experiment, assembled, repeated), scores)
     return Verdict(
         round=number,
         recorded=state_hash(directory.checkpoints.load(number, setting)),

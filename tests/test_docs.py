@@ -25,14 +25,18 @@ from typing import NamedTuple
 import preloaded
 import pytest
 
-from wardround.simulator.config import load_experiment
+from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
+from wardround.simulator.replay import named_aggregators, replay
+from wardround.simulator.replay_report import write_replay
 from wardround.simulator.run import run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))])
-WITH_CODE = sorted(path for kind in ("tutorial", "how-to", "concepts", "data") for path in (DOCS / kind).glob("*.md"))
+WITH_CODE = sorted(
+    path for kind in ("tutorial", "how-to", "concepts", "aggregators", "data") for path in (DOCS / kind).glob("*.md")
+)
 LANGUAGES = {"", "bash", "python", "console", "text", "yaml", "pycon", "bibtex"}
 PRINTED = "<!-- printed by the block above -->"
 README_LINES = 150
@@ -241,10 +245,32 @@ def tiny(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that leaves every kind of file and row: kept moments, validation, regions, a site left out."""
     settings = ["training.moments=keep", "split={validation_fraction: 0.5, leave_out: [hospital-3]}"]
     settings += ["evaluation.regions={whole: [edema, core]}"]
-    experiment = load_experiment("tiny", open_file(PACKAGED), settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARDROUND_CACHE", str(cache))
-        return run(experiment, out=tmp_path_factory.mktemp("runs"), quiet=True).path
+        path = run(tiny_with(*settings), out=tmp_path_factory.mktemp("runs"), quiet=True, record_updates=True).path
+        write_replay(path / "replay", path, replay(path, named_aggregators("fedit")))
+        return path
+
+
+@pytest.fixture(scope="module")
+def reports(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Runs with the rows that only some aggregators and stages leave."""
+    privacy = "stages.privacy={noise_multiplier: 1.0, clip_norm: 1.0, delta: 0.01}"
+    variants = [
+        ("aggregator=qfedavg",),
+        ("aggregator=hetlora",),
+        ("aggregator=fednova", "training.optimizer=sgd", "stages.secure_sum={}"),
+        ("aggregator=fedavg", "weights=uniform", privacy),
+        ("aggregator=geometric_median",),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WARDROUND_CACHE", str(cache))
+        out = tmp_path_factory.mktemp("reports")
+        return [run(tiny_with(*settings, "rounds=1"), out=out, quiet=True, images=False).path for settings in variants]
+
+
+def tiny_with(*settings: str) -> Experiment:
+    return load_experiment("tiny", open_file(PACKAGED), settings)
 
 
 def test_the_files_of_a_run_are_the_described_ones(reference: ModuleType, tiny: Path) -> None:
@@ -254,12 +280,13 @@ def test_the_files_of_a_run_are_the_described_ones(reference: ModuleType, tiny: 
     assert not [file for file in found if not any(re.fullmatch(pattern(name), file) for name in reference.FILES)]
 
 
-def test_the_names_in_a_run_are_the_described_ones(reference: ModuleType, tiny: Path) -> None:
+def test_the_names_in_a_run_are_the_described_ones(reference: ModuleType, tiny: Path, reports: list[Path]) -> None:
     summary = json.loads((tiny / "summary.json").read_text())
     names = {key for key in summary if key != "dice"} | {f"dice.{key}" for key in summary["dice"]}
     assert names == set(reference.SUMMARY)
     assert set(json.loads((tiny / "manifest.json").read_text())) == set(reference.MANIFEST)
-    rows = [json.loads(line) for line in (tiny / "metrics.jsonl").read_text().splitlines()]
+    files = [path / "metrics.jsonl" for path in (tiny, *reports)]
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     found = {(row["metric"], row["split"] or "null") for row in rows}
     described = {(name, split) for name, (splits, _) in reference.METRICS.items() for split in splits.split(", ")}
 

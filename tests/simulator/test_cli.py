@@ -15,7 +15,7 @@ import pytest
 from wardround.simulator import cli
 from wardround.simulator import run as run_module
 
-COMMANDS = ("run", "report", "verify", "table", "list", "data")
+COMMANDS = ("run", "report", "verify", "replay", "table", "list", "data")
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +255,7 @@ def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(run_module, "run", note)
     words = ["run", "tiny", "--data", "d", "--out", "o", "--device", "cpu", "--set", "seed=3", "--set", "rounds=4"]
-    assert cli.main([*words, "--quiet", "--no-images", "--allow-changed-environment"]) == 2
+    assert cli.main([*words, "--quiet", "--no-images", "--record-updates", "--allow-changed-environment"]) == 2
     experiment = seen.pop("experiment")
     assert (experiment.seed, experiment.rounds, experiment.runtime.device) == (3, 4, "cpu")
     assert seen == {
@@ -263,6 +263,7 @@ def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "out": Path("o"),
         "quiet": True,
         "images": False,
+        "record_updates": True,
         "allow_changed_environment": True,
         "experiments_file": "the packaged experiments.yaml",
     }

@@ -1,0 +1,70 @@
+"""The instruments of a run as a table and a picture: one row and one curve per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .report_page import Html, Table, details, figure, figures, join, legend, number_text, svg_picture, tag
+from .results import InstrumentRow
+
+COLUMNS = {
+    "ideal_distance": "distance from ideal mean",
+    "energy_kept": "energy kept",
+    "effective_rank": "effective rank",
+    "gauge_imbalance": "gauge imbalance",
+    "hospital_step": "hospital step",
+    "drift": "drift",
+    "cosine": "cosine",
+    "server_step": "server step",
+}
+"""Instruments in reading order, with the words that head their columns."""
+
+NOTE = (
+    "Distance: of the new product from the weighted mean of the hospitals' products, relative to that mean. Energy"
+    " kept: what the best pair of this rank could keep of it. Gauge imbalance: 0 when B and A carry the product alike,"
+    " 1 when one of them is zero. Steps: Frobenius norms; drift: 0 when hospitals step alike, 1 when steps cancel."
+)
+
+
+def layers_body(rows: Sequence[InstrumentRow]) -> Html:
+    """The layers at the last measured round, and the singular values of their ideal means."""
+    last = max(row.round for row in rows)
+    layers = [row for row in rows if row.round == last]
+    pictured = [row for row in layers if any(row.spectrum)]
+    parts = [tag("p", f"Instruments after round {last}, layer by layer.")]
+    if pictured:
+        parts.append(figures([_spectra(pictured)]))
+    return join([*parts, details("Every layer as numbers", layer_table(layers).html())])
+
+
+def layer_table(layers: Sequence[InstrumentRow]) -> Table:
+    """One row per layer."""
+    return Table(
+        header=("layer", *COLUMNS.values()),
+        rows=tuple((layer.name, *(instrument_text(getattr(layer, name)) for name in COLUMNS)) for layer in layers),
+        note=NOTE,
+    )
+
+
+def instrument_text(value: float | None) -> str:
+    """Three significant digits; instruments span many orders of magnitude."""
+    return number_text(value) if value is None else f"{value:.3g}"
+
+
+def _spectra(layers: Sequence[InstrumentRow]) -> Html:
+    from .figures import INK, SKY, Line, curve_chart
+
+    shares = [[value / layer.spectrum[0] for value in layer.spectrum] for layer in layers if layer.spectrum[0] > 0]
+    longest = max(map(len, shares))
+    mean = [
+        sum(share[i] for share in shares if len(share) > i) / sum(len(share) > i for share in shares)
+        for i in range(longest)
+    ]
+    thin = [Line(points=list(enumerate(share, start=1)), colour=SKY, width=0.8) for share in shares]
+    lines = [*thin, Line(points=list(enumerate(mean, start=1)), colour=INK, width=2.4, marker="o")]
+    alt = "Singular values relative to the first, mean over layers: " + ", ".join(f"{value:.2g}" for value in mean)
+    drawing = curve_chart("spectrum", lines, x_label="direction", y_label="singular value / first", logarithmic=True)
+    entries = [("━", "inherit", f"mean of {len(shares)} layers"), ("─", SKY, "one layer each")]
+    return figure(
+        svg_picture(drawing, alt), "Singular values of the ideal mean, relative to the largest.", legend(entries)
+    )

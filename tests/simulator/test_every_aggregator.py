@@ -1,0 +1,53 @@
+"""Every aggregator of the table trains the experiment ``tiny`` for two rounds and is scored, as in a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from rounds import advance
+
+from wardround.aggregators import AGGREGATORS
+from wardround.simulator.assembly import assemble, locate
+from wardround.simulator.assessment import assess
+from wardround.simulator.checkpoint import Checkpoints, state_hash
+from wardround.simulator.config import load_experiment
+from wardround.simulator.experiments import PACKAGED, open_file
+from wardround.simulator.progress import Progress
+from wardround.simulator.run import measure_round
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "fednova": ("training.optimizer={name: sgd, lr: 0.01}",),
+    "fedbn": ("method=full",),
+    "trimmed_mean": ("aggregator.fraction=0.34",),
+    "krum": ("data.hospitals=5",),
+    "multi_krum": ("data.hospitals=5",),
+    "bulyan": ("data.hospitals=7",),
+}
+"""Settings that an aggregator cannot do without."""
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_trains_tiny_for_two_rounds(name: str, tmp_path: Path) -> None:
+    settings = (f"aggregator={name}", *NEEDS.get(name, ()))
+    experiment = load_experiment("tiny", open_file(PACKAGED), settings)
+    assembled = assemble(experiment, locate(experiment, None), torch.device("cpu"), quiet=True)
+    first = advance(assembled.federated, assembled.initial)
+    last = advance(assembled.federated, first.checkpoint)
+    losses = [row["value"] for row in last.rows["metrics"] if row["metric"] == "loss"]
+    assert len(losses) == len(assembled.federated.hospitals)
+    assert all(0 < loss < 10 for loss in losses)
+    assert all(row["status"] == "ok" for row in last.rows["ledger"])
+    for row in measure_round(experiment, assembled, last).get("metrics", []):
+        assert math.isfinite(row["value"]), row
+    with Progress(rounds=2, quiet=True) as progress:
+        scores = assess(assembled.federated, assembled.assessor, last.checkpoint, progress, final=False)
+    dice = [row for row in scores["metrics"] if row["metric"] == "dice"]
+    assert {row["hospital"] for row in dice} == set(assembled.federated.hospitals)
+    assert all(0 <= row["value"] <= 1 for row in dice)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(first.checkpoint, changed=list(first.checkpoint.memories))
+    resumed = checkpoints.load(1, assembled.initial.server.setting)
+    assert state_hash(advance(assembled.federated, resumed).checkpoint) == state_hash(last.checkpoint)
