@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .contract import Aggregated, ClientUpdate, HospitalInfo, ServerState, Streams
+from .contract import Aggregated, ClientUpdate, ServerState, Streams
 from .robust import (
     RobustMean,
     check_byzantine,
@@ -56,15 +56,19 @@ class Bulyan(RobustMean):
         super().__post_init__()
         check_byzantine(self.byzantine)
 
-    def check(self, hospitals: Sequence[HospitalInfo]) -> None:
-        """Raises ValueError when ranks differ on the factors, or there are too few hospitals."""
-        super().check(hospitals)
-        require(quorum_problem(len(hospitals), self.byzantine, 4))
+    @property
+    def uses_weights(self) -> bool:
+        """Weights do not count."""
+        return False
+
+    def problem(self, number: int) -> str | None:
+        """Too few hospitals for f."""
+        return quorum_problem(number, self.byzantine, 4)
 
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """Both stages."""
         n, f = len(updates), self.byzantine
-        require(quorum_problem(n, f, 4), server)
+        require(self.problem(n), server)
         chosen = self.select(server, updates)
         kept = len(chosen) - 2 * f
         tensors = per_coordinate(self.on, server, chosen, lambda values: nearest_to_median(values, kept), rng)

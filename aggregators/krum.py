@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .contract import ClientUpdate, HospitalInfo, ServerState
+from .contract import ClientUpdate, ServerState
 from .robust import (
     ReweighedMean,
     check_byzantine,
@@ -57,10 +57,14 @@ class Krum(ReweighedMean):
         super().__post_init__()
         check_byzantine(self.byzantine)
 
-    def check(self, hospitals: Sequence[HospitalInfo]) -> None:
-        """See :class:`~wardround.aggregators.robust.Reweighting`."""
-        super().check(hospitals)
-        require(quorum_problem(len(hospitals), self.byzantine, 2))
+    @property
+    def uses_weights(self) -> bool:
+        """One update is kept, whatever its weight."""
+        return False
+
+    def problem(self, number: int) -> str | None:
+        """Too few hospitals for f."""
+        return quorum_problem(number, self.byzantine, 2)
 
     def reweigh(self, server: ServerState, updates: Sequence[ClientUpdate]) -> list[float]:
         """1 for the update of the lowest score, 0 for the others."""
@@ -99,15 +103,17 @@ class MultiKrum(ReweighedMean):
         if self.keep is not None and self.keep < 1:
             raise ValueError(f"keep: expected a number of updates of at least 1, got {self.keep!r}")
 
-    def check(self, hospitals: Sequence[HospitalInfo]) -> None:
-        """See :class:`~wardround.aggregators.robust.Reweighting`."""
-        super().check(hospitals)
-        require(quorum_problem(len(hospitals), self.byzantine, 2))
-        require(self._keep_problem(len(hospitals)))
+    @property
+    def uses_weights(self) -> bool:
+        """The mean is uniform."""
+        return False
+
+    def problem(self, number: int) -> str | None:
+        """Too few hospitals for f, or for m."""
+        return quorum_problem(number, self.byzantine, 2) or self._keep_problem(number)
 
     def reweigh(self, server: ServerState, updates: Sequence[ClientUpdate]) -> list[float]:
         """1 / m for the m lowest scores, 0 for the others."""
-        require(self._keep_problem(len(updates)), server)
         number = self.keep if self.keep is not None else len(updates) - self.byzantine
         return _lowest_scores(self, server, updates, number)
 
@@ -123,6 +129,6 @@ class MultiKrum(ReweighedMean):
 def _lowest_scores(
     rule: Krum | MultiKrum, server: ServerState, updates: Sequence[ClientUpdate], number: int
 ) -> list[float]:
-    require(quorum_problem(len(updates), rule.byzantine, 2), server)
+    require(rule.problem(len(updates)), server)
     scores = krum_scores(squared_distances(rule.on, server, updates), rule.byzantine)
     return picked(lowest(scores, updates, number), len(updates))

@@ -35,6 +35,11 @@ class Median(RobustMean):
     Differs from the paper in: models after local training instead of gradients; on the product.
     """
 
+    @property
+    def uses_weights(self) -> bool:
+        """Weights do not count."""
+        return False
+
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """The median on the space."""
         tensors = per_coordinate(self.on, server, updates, median_of_sorted, rng)

@@ -43,8 +43,13 @@ Updates = Sequence[ClientUpdate]
 class Reweighting(Protocol):
     """A rule that looks at the updates of a round and says how much each of them counts."""
 
-    def check(self, hospitals: Sequence[HospitalInfo]) -> None:
-        """Raises ValueError where the rule cannot work with these hospitals, all of them taking part."""
+    def check(self, hospitals: Sequence[HospitalInfo], cohort_size: int | None = None) -> None:
+        """Raises ValueError where the rule cannot work.
+
+        Args:
+            hospitals: All hospitals.
+            cohort_size: How many of them take part in a round; None: all.
+        """
         ...
 
     def reweigh(self, server: ServerState, updates: Updates) -> list[float]:
@@ -147,14 +152,19 @@ class RobustMean(MeanInSpace):
         """Every update by itself."""
         return "updates"
 
-    def check(self, hospitals: Sequence[HospitalInfo]) -> None:
-        """Raises ValueError where it cannot work with these hospitals, all of them taking part."""
+    def problem(self, number: int) -> str | None:
+        """What is wrong with a round of so many hospitals, if anything is."""
+        return None
+
+    def check(self, hospitals: Sequence[HospitalInfo], cohort_size: int | None = None) -> None:
+        """See :class:`Reweighting`."""
         require(ranks_problem(self.on, hospitals))
+        require(self.problem(len(hospitals) if cohort_size is None else cohort_size))
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values. Raises ValueError when ranks or the number of hospitals do not fit."""
         server = super().init(setting, rng)
-        self.check(setting.hospitals)
+        self.check(setting.hospitals, setting.cohort_size)
         return server
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .contract import Aggregated, ClientUpdate, HospitalInfo, ServerState, Streams
+from .contract import Aggregated, ClientUpdate, ServerState, Streams
 from .robust import RobustMean, per_coordinate, require
 
 
@@ -41,15 +41,24 @@ class TrimmedMean(RobustMean):
         if not 0 <= self.fraction < 0.5:
             raise ValueError(f"fraction: expected a number in [0, 0.5), got {self.fraction!r}")
 
-    def check(self, hospitals: Sequence[HospitalInfo]) -> None:
-        """Raises ValueError when ranks differ on the factors, or so few hospitals would leave nothing out."""
-        super().check(hospitals)
-        require(self._problem(len(hospitals)))
+    @property
+    def uses_weights(self) -> bool:
+        """Weights do not count."""
+        return False
+
+    def problem(self, number: int) -> str | None:
+        """So few hospitals that nothing would be left out."""
+        if self.fraction == 0 or self.dropped(number):
+            return None
+        return (
+            f"expected at least 1 / fraction = {math.ceil(round(1 / self.fraction, 9))} hospitals in a round for "
+            f"fraction = {self.fraction}, got {number}: nothing would be dropped; set a larger fraction"
+        )
 
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """The trimmed mean on the space."""
         n, cut = len(updates), self.dropped(len(updates))
-        require(self._problem(n), server)
+        require(self.problem(n), server)
         tensors = per_coordinate(self.on, server, updates, lambda values: values[cut : n - cut].mean(0), rng)
         return Aggregated(
             server=replace(server, round=server.round + 1, tensors=tensors),
@@ -59,11 +68,3 @@ class TrimmedMean(RobustMean):
     def dropped(self, number: int) -> int:
         """Values that are dropped on each side with so many hospitals."""
         return math.floor(round(self.fraction * number, 9))
-
-    def _problem(self, number: int) -> str | None:
-        if self.fraction == 0 or self.dropped(number):
-            return None
-        return (
-            f"expected at least 1 / fraction = {math.ceil(round(1 / self.fraction, 9))} hospitals in a round for "
-            f"fraction = {self.fraction}, got {number}: nothing would be dropped; set a larger fraction"
-        )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Protocol
 
 from ..aggregators import GeometricMedian, Krum, MultiKrum
 from ..aggregators.arithmetic import normalised_weights
-from ..aggregators.contract import ClientUpdate, Download, HospitalInfo, ServerState
+from ..aggregators.contract import Aggregator, ClientUpdate, Download, HospitalInfo, ServerState, Setting
 from ..aggregators.products import for_rank
 from ..aggregators.robust import Reweighting, kept, reweighed
 
@@ -72,11 +72,13 @@ class Explicit:
 
 @dataclass(frozen=True, kw_only=True)
 class Robust:
-    """Weights by a robust rule that looks at the updates of every round; any aggregator follows.
+    """Weights by a robust rule that looks at the updates of every round; an aggregator that uses weights follows.
 
     ``w_k`` of the rule from ``p_k`` of the base, round by round. What the rule gives no weight is not shown to the
-    aggregator at all, so that those that do not look at weights cannot use it either. A hospital that sends part of its
-    tensors is compared by what it was handed in the place of the rest: with a frozen A, products are B_k A.
+    aggregator at all. A hospital that sends part of its tensors is compared by what it was handed in the place of the
+    rest: with a frozen A, products are B_k A.
+
+    Aggregators that ignore weights are refused before round 1 (:func:`check_rule`).
 
     The rule needs every update by itself: no secure sum, no central differential privacy.
 
@@ -94,11 +96,7 @@ class Robust:
             raise ValueError(f"base: expected 'examples' or 'uniform', got {self.base!r}")
 
     def weights(self, hospitals: Sequence[HospitalInfo]) -> dict[str, float]:
-        """The weights before the rule. Raises ValueError when the rule cannot work with these hospitals."""
-        try:
-            self.rule.check(hospitals)
-        except ValueError as error:
-            raise ValueError(f"weights.rule: {error}") from error
+        """The weights before the rule."""
         return (Examples() if self.base == "examples" else Uniform()).weights(hospitals)
 
 
@@ -108,6 +106,32 @@ WEIGHTINGS: dict[str, type] = {"examples": Examples, "uniform": Uniform, "explic
 def rule_of(weighting: Weighting) -> Reweighting | None:
     """The rule that weighs the updates of a round once more, if there is one."""
     return weighting.rule if isinstance(weighting, Robust) else None
+
+
+def check_rule(rule: Reweighting | None, aggregator: Aggregator, setting: Setting) -> None:
+    """Checks before round 1 that robust weights can work.
+
+    Args:
+        rule: The rule; None: nothing to check.
+        aggregator: What comes after it.
+        setting: Says who takes part.
+
+    Raises:
+        ValueError: the aggregator ignores weights, or the rule cannot work with these hospitals.
+    """
+    if rule is None:
+        return
+    if not aggregator.uses_weights:
+        raise ValueError(
+            f"weights 'robust': expected an aggregator that uses weights, got {type(aggregator).__name__}, which does "
+            "not: a lower weight would change nothing, and what the server keeps about hospitals (control variates) "
+            "would miss those that are left out. Use fedavg, flap_sam or another one whose `uses_weights` is true, or "
+            "weights 'uniform'"
+        )
+    try:
+        rule.check(setting.hospitals, setting.cohort_size)
+    except ValueError as error:
+        raise ValueError(f"weights.rule: {error}") from error
 
 
 def weighed(

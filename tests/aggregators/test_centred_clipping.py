@@ -33,6 +33,28 @@ def test_by_hand(iterations: int, result: float) -> None:
         assert outcome.diagnostics["kept_weight"] == pytest.approx(1 / 3 + 1 / 3 + 1 / 3 * 2 / 100)
 
 
+@pytest.mark.parametrize(("iterations", "result"), [(1, 5 / 3), (2, 16 / 9)])
+def test_the_default_tau_by_hand(iterations: int, result: float) -> None:
+    """Steps 1, 2 and 100: tau = 2 and v = (1 + 2 + 2) / 3 = 5/3.
+
+    Distances from there 2/3, 1/3 and 295/3: tau = 2/3 and v = 5/3 + (-2/3 + 1/3 + 2/3) / 3 = 16/9.
+    """
+    rule = CentredClipping(iterations=iterations)
+    outcome = rule.aggregate(state(one_pair(ranks=(1, 1, 1))), scalars(1.0, 2.0, 100.0), streams)
+    torch.testing.assert_close(outcome.server.tensors["w"], tensor(result))
+    assert outcome.diagnostics["clipped"] == 1.0
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
+def test_the_default_does_not_break_down(size: float) -> None:
+    """Steps 1, 1 and -size: tau = 1 and v = 1/3 whatever the size. The rest shrinks to 2/3 with every iteration."""
+    server, updates = state(one_pair(ranks=(1, 1, 1))), scalars(1.0, 1.0, -size)
+    once = CentredClipping(iterations=1).aggregate(server, updates, streams).server.tensors["w"]
+    torch.testing.assert_close(once, tensor(1 / 3))
+    by_default = CentredClipping().aggregate(server, updates, streams).server.tensors["w"]
+    torch.testing.assert_close(by_default, tensor(1 - (2 / 3) ** 5))
+
+
 def test_nobody_moved() -> None:
     server = state(one_pair(ranks=(1, 1, 1)))
     outcome = CentredClipping().aggregate(server, scalars(0.0, 0.0, 0.0), streams)

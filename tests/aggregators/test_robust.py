@@ -113,6 +113,19 @@ def test_too_few_hospitals_are_refused_before_round_1_and_in_a_round(rule: Any) 
     assert rule().aggregate(server, updates[:needed], streams).server.round == 1
 
 
+@pytest.mark.parametrize(
+    ("rule", "needed"),
+    [(Krum(), 5), (MultiKrum(), 5), (MultiKrum(keep=5), 6), (Bulyan(), 7), (TrimmedMean(), 5)],
+    ids=str,
+)
+def test_it_is_the_size_of_the_cohort_that_counts(rule: Any, needed: int) -> None:
+    """Of eight hospitals fewer than enough are asked in a round: that is known before round 1."""
+    setting = one_pair(ranks=(1,) * 8)
+    with pytest.raises(ValueError, match=f"got {needed - 1}"):
+        rule.init(replace(setting, cohort_size=needed - 1), streams)
+    assert rule.init(replace(setting, cohort_size=needed), streams).round == 0
+
+
 @pytest.mark.parametrize("rule", [Krum, MultiKrum, Bulyan])
 def test_a_negative_number_of_attackers_is_refused(rule: Any) -> None:
     with pytest.raises(ValueError, match=r"^byzantine: .* at least 0, got -1"):

@@ -9,12 +9,24 @@ import pytest
 import torch
 from pairs import one_pair, random_updates, state
 
-from wardround.aggregators import AGGREGATORS, FlapSam, GeometricMedian, Krum, MultiKrum
+from wardround.aggregators import AGGREGATORS, FedAvg, FlapSam, GeometricMedian, Krum, MultiKrum
 from wardround.aggregators.contract import Download, HospitalInfo
 from wardround.aggregators.toy import initial_state, make_world, run_round, streams
+from wardround.simulator.assembly import assemble, locate
 from wardround.simulator.builder import ConfigError, build, resolve
-from wardround.simulator.config import Experiment
-from wardround.simulator.weights import RULES, WEIGHTINGS, Examples, Explicit, Robust, Uniform, rule_of, weighed
+from wardround.simulator.config import Experiment, load_experiment
+from wardround.simulator.experiments import PACKAGED, open_file
+from wardround.simulator.weights import (
+    RULES,
+    WEIGHTINGS,
+    Examples,
+    Explicit,
+    Robust,
+    Uniform,
+    check_rule,
+    rule_of,
+    weighed,
+)
 
 HOSPITALS = [HospitalInfo(name="a", num_examples=30), HospitalInfo(name="b", num_examples=10)]
 
@@ -53,11 +65,43 @@ def test_robust_weights_begin_with_those_of_the_base() -> None:
 
 
 def test_a_rule_that_needs_more_hospitals_is_refused_before_round_1() -> None:
+    setting = replace(one_pair(), hospitals=tuple(FIVE))
+    check_rule(Krum(byzantine=1), FedAvg(), setting)
     with pytest.raises(ValueError, match=r"^weights.rule: expected at least .* = 7 hospitals .* byzantine = 2, got 5"):
-        Robust(rule=Krum(byzantine=2)).weights(FIVE)
-    mixed = [replace(hospital, rank=hospital.num_examples) for hospital in FIVE]
+        check_rule(Krum(byzantine=2), FedAvg(), setting)
+    with pytest.raises(ValueError, match=r"^weights.rule: expected at least .* = 5 hospitals .* byzantine = 1, got 4"):
+        check_rule(Krum(byzantine=1), FedAvg(), replace(setting, cohort_size=4))
+    mixed = tuple(replace(hospital, rank=hospital.num_examples) for hospital in FIVE)
     with pytest.raises(ValueError, match=r"^weights.rule: expected one LoRA rank"):
-        Robust(rule=Krum(on="factors")).weights(mixed)
+        check_rule(Krum(on="factors"), FlapSam(), replace(setting, hospitals=mixed))
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_rule_goes_before_aggregators_that_use_weights_only(name: str) -> None:
+    """The contract suite checks what ``uses_weights`` says."""
+    aggregator, setting = AGGREGATORS[name](), one_pair(ranks=(1,) * 5)
+    check_rule(None, aggregator, setting)
+    if aggregator.uses_weights:
+        check_rule(MultiKrum(), aggregator, setting)
+        return
+    with pytest.raises(ValueError, match=f"^weights 'robust': .* got {type(aggregator).__name__}, .* Use fedavg"):
+        check_rule(MultiKrum(), aggregator, setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("aggregator=scaffold", "weights={name: robust, rule: geometric_median}"), "weights 'robust': .* Scaffold"),
+        (("weights={name: robust, rule: {name: krum, byzantine: 0}}",), "weights.rule: .* = 3 hospitals .* got 2"),
+        (("aggregator={name: krum, byzantine: 0}",), "aggregator Krum: .* = 3 hospitals .* got 2"),
+        (("aggregator={name: trimmed_mean, fraction: 0.4}",), "aggregator TrimmedMean: .* = 3 hospitals .* got 2"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anybody_trains(settings: tuple[str, ...], message: str) -> None:
+    """Two of the three hospitals of ``tiny`` are asked in a round."""
+    experiment = load_experiment("tiny", open_file(PACKAGED), ("cohort={sampling: fixed, size: 2}", *settings))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        assemble(experiment, locate(experiment, None), torch.device("cpu"))
 
 
 def test_they_are_read_from_a_file_and_written_again() -> None:
@@ -93,9 +137,9 @@ def test_an_aggregator_is_its_rule_and_then_the_mean(name: str) -> None:
     assert len(seen) == len(last.updates) - notes["robust_rejected"]
 
 
-@pytest.mark.parametrize("name", ["fedavg", "ffa_lora", "flora", "fedex_lora", "scaffold", "fedper", "local"])
+@pytest.mark.parametrize("name", ["fedavg", "ffa_lora", "flora", "fedex_lora", "lora_fair", "fedper", "ditto"])
 def test_a_rule_finds_what_hospitals_do_not_send(name: str) -> None:
-    """Subsets, personal tensors, control variates, changes of the base: every update has a whole model to compare."""
+    """Subsets, personal tensors, changes of the base: every update has a whole model to compare."""
     world, aggregator = make_world([2] * 6), AGGREGATORS[name]()
     first = run_round(aggregator, world, initial_state(aggregator, world))
     last = run_round(aggregator, world, first.after, first.memories)
