@@ -1,69 +1,76 @@
-"""What FedAdam, FedYogi and FedAdagrad share: moments of the hospitals' mean step, and a step scaled by them.
-
-::
-
-    D = sum_k p_k theta_k - theta        (the mean step)
-    m <- beta1 m + (1 - beta1) D,        m = 0 before round 1
-    v <- second_moment(v, D),            v = v_init before round 1
-    theta <- theta + step(m, v)
-
-everything element by element. The three differ in ``second_moment`` (Reddi et al., arXiv 2003.00295, Algorithm 2).
-"""
+"""What FedAdam, FedYogi and FedAdagrad share: moments of the hospitals' mean step, and a step scaled by them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .contract import Aggregated, ClientUpdate, ServerState, Streams
-from .spaces import On, coordinates, from_coordinates, mean_coordinates
-
-SecondMoment = Callable[[Tensor, Tensor], Tensor]
-"""``second_moment(v, D)``: the next v."""
-
-Step = Callable[[Tensor, Tensor], Tensor]
-"""``step(m, v)``: what is added to theta."""
+from .mean_in_space import MeanInSpace
+from .ranges import check_fraction, check_not_negative, check_positive
+from .spaces import coordinates, from_coordinates, mean_coordinates
 
 
-def adaptive_step(
-    on: On,
-    server: ServerState,
-    updates: Sequence[ClientUpdate],
-    rng: Streams,
-    *,
-    beta1: float,
-    v_init: float,
-    second_moment: SecondMoment,
-    step: Step,
-) -> Aggregated:
-    """The next state: theta moved, and both moments in the memory. A tensor nobody sent stays, moments included.
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveMean(MeanInSpace):
+    """A step along the first moment, element by element divided by the root of the second one.
+
+    ::
+
+        D = sum_k p_k theta_k - theta        (the mean step)
+        m <- beta1 m + (1 - beta1) D,        m = 0 before round 1
+        v <- second_moment(v, D),            v = v_init before round 1
+        theta <- theta + lr m / (sqrt(v) + tau)
+
+    Algorithms differ in ``second_moment``. A tensor nobody sent stays, and so do its moments.
 
     Args:
-        on: The space theta is in; the moments are in it too, dense (d_out, d_in) per pair on ``product``.
-        server: theta and the moments.
-        updates: theta_k.
-        rng: Draws directions where a product has fewer than the rank.
-        beta1: Decay of the first moment.
-        v_init: Every element of v before round 1.
-        second_moment: How v goes on.
-        step: What is made of the moments.
+        lr: Server learning rate, > 0.
+        beta1: Decay of m, in [0, 1).
+        tau: Degree of adaptivity, > 0.
+        v_init: Every element of v before round 1, >= 0; None: ``tau^2``.
+
+    Source: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2.
     """
-    layout, memory = server.setting.layout, dict(server.memory)
-    theta = coordinates(on, layout, server.tensors)
-    for name, mean in mean_coordinates(on, layout, updates).items():
-        D = mean - theta[name]
-        m = memory.get(f"m/{name}", torch.zeros_like(D))
-        v = memory.get(f"v/{name}", torch.full_like(D, v_init))
-        memory[f"m/{name}"] = m = beta1 * m + (1 - beta1) * D
-        memory[f"v/{name}"] = v = second_moment(v, D)
-        theta[name] = theta[name] + step(m, v)
-    tensors = from_coordinates(on, server, theta, rng)
-    return Aggregated(server=replace(server, round=server.round + 1, tensors=tensors, memory=memory))
 
+    lr: float = 0.01
+    beta1: float = 0.9
+    tau: float = 1e-3
+    v_init: float | None = None
 
-def scaled(lr: float, tau: float) -> Step:
-    """``step(m, v) = lr m / (sqrt(v) + tau)``."""
-    return lambda m, v: lr * m / (v.sqrt() + tau)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(lr=self.lr, tau=self.tau)
+        check_fraction(beta1=self.beta1)
+        check_not_negative(v_init=self.first_v)
+
+    @property
+    def first_v(self) -> float:
+        """``v_init``, or its default."""
+        return self.tau**2 if self.v_init is None else self.v_init
+
+    def second_moment(self, v: Tensor, D: Tensor) -> Tensor:
+        """The next v."""
+        raise NotImplementedError
+
+    def step(self, m: Tensor, v: Tensor, t: int) -> Tensor:
+        """What is added to theta in the t-th step, t = 1, 2, ..."""
+        return self.lr * m / (v.sqrt() + self.tau)
+
+    def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
+        """A step in the chosen space, where the moments are too; on ``product`` they are dense (d_out, d_in)."""
+        layout, memory = server.setting.layout, dict(server.memory)
+        memory["steps"] = memory.get("steps", torch.tensor(0)) + 1  # not the round: some rounds have no update
+        theta = coordinates(self.on, layout, server.tensors)
+        for name, mean in mean_coordinates(self.on, layout, updates).items():
+            D = mean - theta[name]
+            m = memory.get(f"m/{name}", torch.zeros_like(D))
+            v = memory.get(f"v/{name}", torch.full_like(D, self.first_v))
+            memory[f"m/{name}"] = m = self.beta1 * m + (1 - self.beta1) * D
+            memory[f"v/{name}"] = v = self.second_moment(v, D)
+            theta[name] = theta[name] + self.step(m, v, int(memory["steps"]))
+        tensors = from_coordinates(self.on, server, theta, rng)
+        return Aggregated(server=replace(server, round=server.round + 1, tensors=tensors, memory=memory))

@@ -81,6 +81,16 @@ def half_squared_distance(values: Tensors, anchor: Tensors) -> Tensor:
     return 0.5 * torch.stack(terms).sum() if terms else torch.zeros(())
 
 
+def zeros_of(tensors: Tensors) -> dict[str, Tensor]:
+    """A tensor of zeros in the place of each."""
+    return {name: torch.zeros_like(value) for name, value in tensors.items()}
+
+
+def prefixed(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The same tensors as ``prefix/name``: two sets of the same names fit into one mapping."""
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
 def accumulator(value: Tensor) -> torch.dtype:
     """The dtype in which tensors of this device are summed."""
     return torch.float32 if value.device.type == "mps" else torch.float64
@@ -141,7 +151,7 @@ def rank_of(tensors: Tensors, pair: Pair) -> int:
 def at_rank(tensors: Tensors, layout: Layout, rank: int | None) -> dict[str, Tensor]:
     """The same tensors with every factor cut to its first ``rank`` directions, or padded with zeros up to it.
 
-    The scale of a pair may depend on the rank; it is left to the caller (:func:`folded`, :func:`unfolded`).
+    The scale of a pair may depend on the rank: see :func:`rescaled`.
 
     Args:
         tensors: Trainable tensors by name, dense ones included; factors A (r, d_in), B (d_out, r).
@@ -155,6 +165,16 @@ def at_rank(tensors: Tensors, layout: Layout, rank: int | None) -> dict[str, Ten
         for name, dim in ((pair.A, 0), (pair.B, 1)):
             if name in result:
                 result[name] = resized(result[name], dim, rank)
+    return result
+
+
+def rescaled(tensors: Tensors, layout: Layout, rank: int | None) -> dict[str, Tensor]:
+    """As :func:`at_rank`, with the scale of the new rank taken out of every B: the products of what is left stay."""
+    result = at_rank(tensors, layout, rank)
+    for pair in layout.pairs:
+        before = rank_of(tensors, pair)
+        if rank is not None and rank != before:
+            result[pair.B] = result[pair.B] * (pair.scale(before) / pair.scale(rank))
     return result
 
 
@@ -209,7 +229,7 @@ def with_product(server: ServerState, base: Tensors, pair: Pair, product: Tensor
         product: (d_out, d_in), the scale in it.
 
     Returns:
-        ``base`` with ``base[pair.base][pair.rows] + product``, in float32 or better.
+        ``base`` with ``base[pair.base][pair.slice] + product``, in float32 or better.
 
     Raises:
         AggregationError: the setting does not tell the shape of the frozen weight.
@@ -219,5 +239,5 @@ def with_product(server: ServerState, base: Tensors, pair: Pair, product: Tensor
         raise AggregationError(f"base change {pair.base!r}", ["expected its shape in Setting.frozen, got none"])
     dtype = torch.promote_types(product.dtype, torch.float32)
     change = base[pair.base].clone() if pair.base in base else torch.zeros(shape, dtype=dtype, device=product.device)
-    change[slice(*pair.rows) if pair.rows is not None else slice(None)] += product
+    change[pair.slice] += product
     return {**base, pair.base: change}

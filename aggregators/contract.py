@@ -12,6 +12,7 @@ This module imports torch only.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -51,6 +52,11 @@ class Pair:
     rows: tuple[int, int] | None = None
     alpha: float = 1.0
     power: float = 0.0
+
+    @property
+    def slice(self) -> builtins.slice:
+        """The rows as an index: ``weight[pair.slice]`` is what the product is added to."""
+        return slice(None) if self.rows is None else slice(*self.rows)
 
     def scale(self, rank: int) -> float:
         """The factor in front of ``B @ A`` for a hospital of this rank."""
@@ -101,6 +107,8 @@ class Setting:
         optimizer: Name of the local optimizer (``adamw``, ``sgd``): some algorithms are defined for one only.
         momentum: Its momentum, 0 where it has none.
         frozen: Shape of every frozen weight that a pair is added to: the shape of its entry in ``ServerState.base``.
+        cohort_size: Hospitals of a round, where the experiment fixes their number; None: all of them, or another number
+            in every round.
     """
 
     trainable: Tensors
@@ -109,6 +117,7 @@ class Setting:
     optimizer: str = "adamw"
     momentum: float = 0.0
     frozen: Mapping[str, Shape] = field(default_factory=dict)
+    cohort_size: int | None = None
 
     @property
     def rank(self) -> int | None:
@@ -161,7 +170,7 @@ class Phase:
         train: Names that are trained in this phase; a subset of ``Download.train`` and of personal names.
         start: Values to start from; None: where the previous phase ended (the download, for the first).
         epochs: Passes over the hospital's windows; None: as configured; 0: train nothing.
-        measure: Measure the mean training loss before and after (two more passes without gradient).
+        measure: Measure the mean training loss before the phase (one more pass without gradient).
         record_gradient: Return the learning-rate-weighted mean of the raw gradients (before ``correct`` and clipping).
         context: Tensors the three functions below see: the anchor of a proximal term, control variates.
         penalty: ``penalty(trained tensors, context)``: a scalar added to the loss.
@@ -191,21 +200,29 @@ class Fit:
 
     Args:
         tensors: Value of every trainable tensor at the end of the phase.
-        num_steps: Optimizer steps taken.
-        sum_lr: Sum of the learning rates of those steps.
+        learning_rates: Those of the optimizer steps taken, in order.
+        momentum: Of the local optimizer, 0 where it has none.
         mean_loss: Mean loss over the steps, None when no step was taken.
         mean_gradient: ``sum(lr * gradient) / sum(lr)`` of the trained names, when the phase asked for it.
         loss_before: Mean loss over all training windows, not augmented, before the phase, when it asked for it.
-        loss_after: The same after the phase.
     """
 
     tensors: Tensors
-    num_steps: int
-    sum_lr: float
+    learning_rates: tuple[float, ...]
+    momentum: float = 0.0
     mean_loss: float | None = None
     mean_gradient: Tensors | None = None
     loss_before: float | None = None
-    loss_after: float | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps taken."""
+        return len(self.learning_rates)
+
+    @property
+    def sum_lr(self) -> float:
+        """Sum of the learning rates of those steps."""
+        return sum(self.learning_rates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +312,11 @@ class Aggregator(Protocol):
     @property
     def consumes(self) -> Literal["sum", "updates"]:
         """What :meth:`aggregate` needs to see."""
+        ...
+
+    @property
+    def uses_weights(self) -> bool:
+        """Whether the result depends on the weights of the updates; False: robust weights cannot protect it."""
         ...
 
     @property

@@ -64,7 +64,7 @@ class Ditto(FedAvg):
 
     Args:
         lam: Strength of the pull, >= 0. The released code tries 0.1, 1 and 2. An SGD learning rate above
-            ``2 / lam`` makes the pull overshoot and diverge.
+            ``2 (1 + rho) / lam``, rho its momentum, makes the pull overshoot more each time and diverge.
         personal_epochs: Passes over the hospital's windows for the personal model, > 0; None: as many as for the
             global one.
 

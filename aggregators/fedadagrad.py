@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .adaptive import adaptive_step, scaled
-from .contract import Aggregated, ClientUpdate, ServerState, Streams
-from .mean_in_space import MeanInSpace
-from .ranges import check_fraction, check_not_negative, check_positive
+from torch import Tensor
+
+from .adaptive import AdaptiveMean
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAdagrad(MeanInSpace):
+class FedAdagrad(AdaptiveMean):
     """FedAdam with a second moment that forgets nothing, so that steps only become smaller.
 
     ::
@@ -41,26 +39,8 @@ class FedAdagrad(MeanInSpace):
     ``product``.
     """
 
-    lr: float = 0.01
     beta1: float = 0.0
-    tau: float = 1e-3
-    v_init: float | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(lr=self.lr, tau=self.tau)
-        check_fraction(beta1=self.beta1)
-        check_not_negative(v_init=self.v_init or 0.0)
-
-    def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
-        """A step of Adagrad in the chosen space."""
-        return adaptive_step(
-            self.on,
-            server,
-            updates,
-            rng,
-            beta1=self.beta1,
-            v_init=self.tau**2 if self.v_init is None else self.v_init,
-            second_moment=lambda v, D: v + D.square(),
-            step=scaled(self.lr, self.tau),
-        )
+    def second_moment(self, v: Tensor, D: Tensor) -> Tensor:
+        """``v + D^2``."""
+        return v + D.square()

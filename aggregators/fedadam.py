@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
 
-from .adaptive import Step, adaptive_step, scaled
-from .contract import Aggregated, ClientUpdate, ServerState, Streams
-from .mean_in_space import MeanInSpace
-from .ranges import check_fraction, check_not_negative, check_positive
+from .adaptive import AdaptiveMean
+from .ranges import check_fraction
 
 BiasCorrection = Literal["none", "kingma", "flwr"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAdam(MeanInSpace):
+class FedAdam(AdaptiveMean):
     """Adam, in which what the hospitals moved on average is the (negative) gradient.
 
     ::
@@ -44,8 +42,9 @@ class FedAdam(MeanInSpace):
         beta2: Decay of v, in [0, 1).
         tau: Degree of adaptivity, > 0.
         bias_correction: ``none``, as in the paper; ``kingma``: ``lr m^ / (sqrt(v^) + tau)`` with
-            ``m^ = m / (1 - beta1^t)`` and ``v^ = v / (1 - beta2^t)`` in round t = 1, 2, ...; ``flwr``:
-            ``lr m / (sqrt(v) + tau)`` times ``sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1))``, as Flower 1.41 does.
+            ``m^ = m / (1 - beta1^t)`` and ``v^ = v / (1 - beta2^t)`` in the server's step t = 1, 2, ... (rounds in
+            which nobody took part are none); ``flwr``: ``lr m / (sqrt(v) + tau)`` times
+            ``sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1))``, as Flower 1.41 does.
         v_init: v before round 1, >= 0; None: ``tau^2``, as in the paper, or 0 with a bias correction, which assumes it.
         on: ``factors`` or ``product``.
 
@@ -63,42 +62,28 @@ class FedAdam(MeanInSpace):
     torch.optim.Adam on the gradient -D.
     """
 
-    lr: float = 0.01
-    beta1: float = 0.9
     beta2: float = 0.99
-    tau: float = 1e-3
     bias_correction: BiasCorrection = "none"
-    v_init: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(lr=self.lr, tau=self.tau)
-        check_fraction(beta1=self.beta1, beta2=self.beta2)
-        check_not_negative(v_init=self.v_init or 0.0)
+        check_fraction(beta2=self.beta2)
         if self.bias_correction not in get_args(BiasCorrection):
             raise ValueError(f"bias_correction: expected 'none', 'kingma' or 'flwr', got {self.bias_correction!r}")
 
-    def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
-        """A step of Adam in the chosen space."""
-        default = self.tau**2 if self.bias_correction == "none" else 0.0
-        return adaptive_step(
-            self.on,
-            server,
-            updates,
-            rng,
-            beta1=self.beta1,
-            v_init=default if self.v_init is None else self.v_init,
-            second_moment=self._second_moment,
-            step=self._step(server.round + 1),
-        )
+    @property
+    def first_v(self) -> float:
+        """``v_init``, or its default: 0 with a bias correction."""
+        return 0.0 if self.v_init is None and self.bias_correction != "none" else super().first_v
 
-    def _second_moment(self, v: Tensor, D: Tensor) -> Tensor:
+    def second_moment(self, v: Tensor, D: Tensor) -> Tensor:
+        """``beta2 v + (1 - beta2) D^2``."""
         return self.beta2 * v + (1 - self.beta2) * D.square()
 
-    def _step(self, t: int) -> Step:
-        if self.bias_correction == "none":
-            return scaled(self.lr, self.tau)
+    def step(self, m: Tensor, v: Tensor, t: int) -> Tensor:
+        """The step, with its bias correction."""
         if self.bias_correction == "flwr":
-            return scaled(self.lr * (1 - self.beta2 ** (t + 1)) ** 0.5 / (1 - self.beta1 ** (t + 1)), self.tau)
-        m_share, v_share = 1 - self.beta1**t, 1 - self.beta2**t
-        return lambda m, v: self.lr * (m / m_share) / ((v / v_share).sqrt() + self.tau)
+            return math.sqrt(1 - self.beta2 ** (t + 1)) / (1 - self.beta1 ** (t + 1)) * super().step(m, v, t)
+        if self.bias_correction == "kingma":
+            m, v = m / (1 - self.beta1**t), v / (1 - self.beta2**t)
+        return super().step(m, v, t)

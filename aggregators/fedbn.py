@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .contract import Download, HospitalInfo, Layout, LocalRule, ServerState, Setting, Streams, Tensors
-from .fedavg import FedAvg
-from .personal import KeepPersonal, share_all_but, with_personal
+from .contract import Layout, ServerState, Setting, Streams
+from .personal import PersonalMean
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedBn(FedAvg):
+class FedBn(PersonalMean):
     """FedAvg over everything but the normalisation layers, which every hospital has for itself.
 
     ::
@@ -37,10 +36,9 @@ class FedBn(FedAvg):
     Differs from the paper in: layer norm instead of batch norm, hence no running statistics.
     """
 
-    @property
-    def rule(self) -> LocalRule:
-        """Training of everything together."""
-        return KeepPersonal()
+    def personal(self, layout: Layout) -> tuple[str, ...]:
+        """Scale and shift of the normalisation layers."""
+        return tuple(name for name in layout.names if layout.kind[name] == "norm")
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values.
@@ -48,31 +46,17 @@ class FedBn(FedAvg):
         Raises:
             ValueError: no normalisation trains or nothing else does, or hospitals have different ranks.
         """
-        _check_norms(setting.layout)
+        _check_norms(self.personal(setting.layout), setting.layout)
         return super().init(setting, rng)
 
-    def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
-        """All but the norms, the same for all."""
-        return share_all_but(server, norms_of(server.setting.layout))
 
-    def deploy(self, server: ServerState, hospital: HospitalInfo | None, memory: Tensors) -> Tensors:
-        """The shared model with the hospital's norms; with the initial ones where there are none yet."""
-        return with_personal(server, memory)
-
-
-def norms_of(layout: Layout) -> tuple[str, ...]:
-    """Names of the tensors of normalisation layers, in model order."""
-    return tuple(name for name in layout.names if layout.kind[name] == "norm")
-
-
-def _check_norms(layout: Layout) -> None:
-    norms = set(norms_of(layout))
+def _check_norms(norms: tuple[str, ...], layout: Layout) -> None:
     if not norms:
         raise ValueError(
             "expected trainable normalisation layers to keep at the hospitals, got a method that trains none: use one "
             "that does (full, decoder, lora_decoder, samed, ma_sam; flap_sam has those of the upscaler), or fedavg"
         )
-    if norms == set(layout.names):
+    if set(norms) == set(layout.names):
         raise ValueError(
             "expected something to share, got a layout of normalisation layers alone, so that nothing would travel: "
             "train more, or use the aggregator local"

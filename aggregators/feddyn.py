@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .arithmetic import half_squared_distance, uniform_mean
+from .arithmetic import half_squared_distance, prefixed, uniform_mean, zeros_of
 from .contract import (
     Aggregated,
     ClientUpdate,
@@ -36,10 +36,7 @@ class DynamicRegularisation:
 
     def phases(self, download: Download, memory: Tensors) -> Sequence[Phase]:
         """From the download, theta_t; ``h_k`` is zero at first."""
-        context = {
-            **{f"start/{name}": value for name, value in download.start.items()},
-            **{f"h/{name}": value for name, value in self._own(download, memory).items()},
-        }
+        context = {**prefixed("start", download.start), **prefixed("h", memory or zeros_of(download.start))}
         return [Phase(train=download.train, context=context, penalty=self.penalty)]
 
     def penalty(self, trained: Tensors, context: Tensors) -> Tensor:
@@ -52,12 +49,9 @@ class DynamicRegularisation:
     def finish(self, download: Download, fits: Sequence[Fit], memory: Tensors) -> LocalResult:
         """Sends the tensors; ``h_k <- h_k - alpha (theta_k - theta_t)``."""
         ended = {name: fits[0].tensors[name] for name in download.returns}
-        own = self._own(download, memory)
+        own = memory or zeros_of(ended)
         h = {name: value - self.alpha * (ended[name] - download.start[name]) for name, value in own.items()}
         return LocalResult(tensors=ended, memory=h)
-
-    def _own(self, download: Download, memory: Tensors) -> Tensors:
-        return memory or {name: torch.zeros_like(download.start[name]) for name in download.returns}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +68,9 @@ class FedDyn(FedAvg):
 
     Legend: S the hospitals of the round, N the number of all hospitals, F_k the loss of hospital k.
 
-    Where a hospital solves its problem, ``h_k`` becomes its gradient at theta_k; ``h`` is the mean of all ``h_k``.
+    Where a hospital solves its problem, ``h_k`` becomes its gradient at theta_k; ``h`` is the mean of all ``h_k``, as
+    long as the server gets the steps that the hospitals took. What compression without error feedback leaves out is in
+    ``h_k`` and not in ``h``, and the end is not the optimum.
     Where nothing moves any more, theta_k = theta_t at all hospitals and hence ``sum_k h_k = 0``: the gradients cancel,
     and theta is the optimum of the mean loss, every hospital counted once. This holds however well the local problems
     are solved; how fast one gets there depends on it. The means are uniform; the weights of the run are not looked at.
@@ -118,14 +114,18 @@ class FedDyn(FedAvg):
         return "updates"
 
     @property
+    def uses_weights(self) -> bool:
+        """Every hospital counts the same, in the model and in the state."""
+        return False
+
+    @property
     def rule(self) -> LocalRule:
         """Training with the dynamic regulariser."""
         return DynamicRegularisation(alpha=self.alpha)
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values, ``h`` zero. Raises ValueError when hospitals have different ranks."""
-        h = {name: torch.zeros_like(value) for name, value in setting.trainable.items()}
-        return replace(super().init(setting, rng), memory=h)
+        return replace(super().init(setting, rng), memory=zeros_of(setting.trainable))
 
     def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
         """The cloud model, the same for all."""

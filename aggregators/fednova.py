@@ -13,7 +13,6 @@ from .contract import (
     ClientUpdate,
     Download,
     Fit,
-    HospitalInfo,
     LocalResult,
     LocalRule,
     Phase,
@@ -26,24 +25,24 @@ from .fedavg import FedAvg
 from .plain import PlainTraining
 
 
-def norm_of_steps(num_steps: int, sum_lr: float, momentum: float) -> float:
+def norm_of_steps(learning_rates: Sequence[float], momentum: float) -> float:
     """``||a_k||_1``: by how much a unit gradient, the same in every step, moves a hospital that starts at rest.
 
-    ``eta [tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho)`` for tau steps of learning rate eta and momentum rho.
+    ``sum_t eta_t v_t`` with ``v_t = rho v_(t-1) + 1``, from ``v_(-1) = 0``.
 
     Args:
-        num_steps: tau.
-        sum_lr: Sum of the learning rates, ``tau eta`` where they are equal.
+        learning_rates: eta_t, in the order of the steps.
         momentum: rho, in [0, 1).
 
     Example:
-        >>> norm_of_steps(3, 0.75, 0.0), norm_of_steps(2, 0.5, 0.5)  # 3 * 1/4, and 1/4 (1 + 1.5)
-        (0.75, 0.625)
+        >>> norm_of_steps([0.5, 0.25], 0.0), norm_of_steps([0.5, 0.25], 0.5)  # 1/2 + 1/4, and 1/2 + 1/4 * 1.5
+        (0.75, 0.875)
     """
-    if num_steps == 0:
-        return 0.0
-    lost = momentum * (1 - momentum**num_steps) / (1 - momentum)
-    return sum_lr / num_steps * (num_steps - lost) / (1 - momentum)
+    velocity = norm = 0.0
+    for eta in learning_rates:
+        velocity = momentum * velocity + 1.0
+        norm += eta * velocity
+    return norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class NormalisedTraining:
     def finish(self, download: Download, fits: Sequence[Fit], memory: Tensors) -> LocalResult:
         """The normalised step, added to the start; the start itself where no step was taken."""
         fit = fits[-1]
-        norm = norm_of_steps(fit.num_steps, fit.sum_lr, download.extra["momentum"].item())
+        norm = norm_of_steps(fit.learning_rates, fit.momentum)
         tensors = {}
         for name in download.returns:
             start = download.start[name].to(accumulator(download.start[name]))
@@ -76,8 +75,8 @@ class FedNova(FedAvg):
         theta <- theta - tau_eff sum_k p_k d_k,    tau_eff = sum_k p_k ||a_k||_1
 
     ``a_k`` holds the weight of each local gradient in the local step: ``theta - theta_k = sum_i a_ki g_ki``. For SGD
-    with learning rates eta_t and momentum rho, ``||a_k||_1 = sum_t eta_t (1 - rho^(t+1)) / (1 - rho)``; learning rates
-    are left in it, so that hospitals at different points of a schedule are made comparable too.
+    with learning rates eta_t, t = 0, 1, ..., and momentum rho, ``||a_k||_1 = sum_t eta_t (1 - rho^(t+1)) / (1 - rho)``;
+    learning rates are left in it, so that hospitals at different points of a schedule are made comparable too.
 
     FedAvg of hospitals with tau_k steps has its fixed point where ``sum_k p_k tau_k grad F_k = 0``, which is not the
     minimum of ``sum_k p_k F_k``; FedNova's is, for small learning rates. With equal work everywhere it is FedAvg.
@@ -90,12 +89,10 @@ class FedNova(FedAvg):
     Source: Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", arXiv
     2007.07481, equations for d_k, a_k and tau_eff; its code: JYWa/FedNova.
 
-    Differs from the paper in: a changing learning rate enters through its mean over the hospital's steps of the round,
-    which is exact without momentum, and for a constant rate; with both it is approximate: with momentum 0.9 the norm is
-    18 % too small in the first 10 steps of FLAP-SAM's warm-up, and within 2 % in its decay (10 steps per epoch). The
-    variants with a proximal term or momentum at the server are left out, and AdamW is refused: its steps are no fixed
-    combination of gradients. With ``training.moments: keep`` a round does not begin at rest, and the norm is too small.
-    A hospital that took no step counts as one whose gradient is zero. There is no ``on: product``.
+    Differs from the paper in: learning rates may change within a round; the variants with a proximal term or momentum
+    at the server are left out; AdamW is refused: its steps are no fixed combination of gradients. With
+    ``training.moments: keep`` a round does not begin at rest: gradients of earlier rounds are in its step, and the norm
+    leaves them out. A hospital that took no step counts as one whose gradient is zero. There is no ``on: product``.
     """
 
     @property
@@ -112,11 +109,6 @@ class FedNova(FedAvg):
                 "training.optimizer to sgd, or use fedavg with an equal number of training.steps at every hospital"
             )
         return super().init(setting, rng)
-
-    def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
-        """Everything, and the momentum of the local optimizer, which the hospital knows and which is not counted."""
-        momentum = torch.tensor(server.setting.momentum, dtype=torch.float64)
-        return replace(super().broadcast(server, hospital), extra={"momentum": momentum}, sent=server.tensors)
 
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """The mean normalised step, as long as the mean of the norms; a tensor nobody sent stays."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .contract import Download, HospitalInfo, Layout, LocalRule, ServerState, Setting, Streams, Tensors
-from .fedavg import FedAvg
-from .personal import KeepPersonal, share_all_but, with_personal
+from .contract import Layout, ServerState, Setting, Streams
+from .personal import PersonalMean
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedPer(FedAvg):
+class FedPer(PersonalMean):
     """FedAvg over the body; every hospital has a head of its own, trained together with the body.
 
     ::
@@ -32,10 +31,9 @@ class FedPer(FedAvg):
     paper's weights by examples are whatever the run sets.
     """
 
-    @property
-    def rule(self) -> LocalRule:
-        """Training of body and head together."""
-        return KeepPersonal()
+    def personal(self, layout: Layout) -> tuple[str, ...]:
+        """The head."""
+        return tuple(name for name in layout.names if layout.part[name] == "head")
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values.
@@ -43,32 +41,17 @@ class FedPer(FedAvg):
         Raises:
             ValueError: the layout has no head or nothing else, or hospitals have different ranks.
         """
-        check_head(setting.layout)
+        _check_head(self.personal(setting.layout), setting.layout)
         return super().init(setting, rng)
 
-    def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
-        """The body, the same for all."""
-        return share_all_but(server, head_of(server.setting.layout))
 
-    def deploy(self, server: ServerState, hospital: HospitalInfo | None, memory: Tensors) -> Tensors:
-        """The body under the hospital's head; under the initial one where there is none yet."""
-        return with_personal(server, memory)
-
-
-def head_of(layout: Layout) -> tuple[str, ...]:
-    """Names of the head's tensors, in model order."""
-    return tuple(name for name in layout.names if layout.part[name] == "head")
-
-
-def check_head(layout: Layout) -> None:
-    """Raises ValueError where the trainable tensors hold no head to keep, or no body to share."""
-    head = set(head_of(layout))
+def _check_head(head: tuple[str, ...], layout: Layout) -> None:
     if not head:
         raise ValueError(
             "expected a head to keep at the hospitals, got a method that trains none: use one that trains the head "
             "of the mask decoder (flap_sam, decoder), or fedavg"
         )
-    if head == set(layout.names):
+    if set(head) == set(layout.names):
         raise ValueError(
             "expected a body to share, got a method that trains the head alone, so that nothing would travel: use one "
             "that trains more (flap_sam, decoder), or the aggregator local"

@@ -8,11 +8,12 @@ from functools import partial
 
 from torch import Tensor
 
+from .arithmetic import half_squared_distance
 from .contract import Download, Fit, HospitalInfo, Layout, LocalResult, LocalRule, Phase, ServerState, Tensors
 from .mean_in_space import MeanInSpace
 from .plain import PlainTraining
 from .ranges import check_not_negative
-from .spaces import On, squared_distance
+from .spaces import On, half_squared_distance_of_products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,9 @@ class ProximalTraining:
         return PlainTraining().finish(download, fits, memory)
 
     def _penalty(self, layout: Layout, trained: Tensors, anchor: Tensors) -> Tensor:
-        return 0.5 * self.mu * squared_distance(self.on, layout, trained, anchor)
+        if self.on == "factors":
+            return self.mu * half_squared_distance(trained, anchor)
+        return self.mu * half_squared_distance_of_products(layout, trained, anchor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ class FedRep(FedPer):
         body   <- sum_k p_k body_k
 
     The server's half is FedPer's: only the body travels, a site never seen gets the initial head, low-rank pairs are
-    averaged as factors (which depends on the gauge, and needs one rank).
+    averaged as factors (which depends on the gauge, and needs one rank). Both phases go through the learning-rate
+    schedule at the pace of the run's own epochs, so that the head's many epochs do not use it up before the run ends.
 
     Traffic: per pair r (d_out + d_in) up and r (d_out + d_in) down, as FedAvg; nothing for the head.
 
@@ -60,8 +61,8 @@ class FedRep(FedPer):
     body); it was not read again.
 
     Differs from the paper in: the common initial head is part of what every hospital installs and is not sent; each
-    phase has its own optimizer state and learning-rate schedule; means are weighted as the run says (the paper's are
-    uniform).
+    phase has its own optimizer state, and learning rates follow the run's schedule; means are weighted as the run says
+    (the paper's are uniform).
     """
 
     head_epochs: float = 10.0

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .adaptive import adaptive_step, scaled
-from .contract import Aggregated, ClientUpdate, ServerState, Streams
-from .mean_in_space import MeanInSpace
-from .ranges import check_fraction, check_not_negative, check_positive
+from .adaptive import AdaptiveMean
+from .ranges import check_fraction
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedYogi(MeanInSpace):
+class FedYogi(AdaptiveMean):
     """FedAdam with a second moment that forgets slowly: it moves by at most ``(1 - beta2) D^2`` per round.
 
     ::
@@ -44,30 +41,12 @@ class FedYogi(MeanInSpace):
     ``product``.
     """
 
-    lr: float = 0.01
-    beta1: float = 0.9
     beta2: float = 0.99
-    tau: float = 1e-3
-    v_init: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(lr=self.lr, tau=self.tau)
-        check_fraction(beta1=self.beta1, beta2=self.beta2)
-        check_not_negative(v_init=self.v_init or 0.0)
+        check_fraction(beta2=self.beta2)
 
-    def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
-        """A step of Yogi in the chosen space."""
-        return adaptive_step(
-            self.on,
-            server,
-            updates,
-            rng,
-            beta1=self.beta1,
-            v_init=self.tau**2 if self.v_init is None else self.v_init,
-            second_moment=self._second_moment,
-            step=scaled(self.lr, self.tau),
-        )
-
-    def _second_moment(self, v: Tensor, D: Tensor) -> Tensor:
+    def second_moment(self, v: Tensor, D: Tensor) -> Tensor:
+        """``v - (1 - beta2) D^2 sign(v - D^2)``."""
         return v - (1 - self.beta2) * D.square() * (v - D.square()).sign()

@@ -51,6 +51,11 @@ class MeanInSpace:
         return self._mean.consumes
 
     @property
+    def uses_weights(self) -> bool:
+        """Its mean is weighted."""
+        return True
+
+    @property
     def rule(self) -> LocalRule:
         """Plain training."""
         return PlainTraining()

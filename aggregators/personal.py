@@ -1,7 +1,7 @@
 """Personal tensors: a part of the model that stays at the hospital, while the rest is averaged.
 
 What FedPer, FedRep, FedBN and FedSA-LoRA share. They differ in which names are personal and in the order of training;
-the server's half is FedAvg over the names that travel.
+the server's half is FedAvg over the names that travel (:class:`PersonalMean`).
 
 Personal tensors start from the common initial values, which cost no traffic: they belong to what every hospital
 installs, as the frozen base does. From then on they live in the hospital's memory. The server keeps their initial
@@ -14,7 +14,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .arithmetic import shapes_of
-from .contract import Download, Fit, LocalResult, Phase, ServerState, Tensors
+from .contract import Download, Fit, HospitalInfo, Layout, LocalResult, LocalRule, Phase, ServerState, Tensors
+from .fedavg import FedAvg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +58,28 @@ def share_all_but(server: ServerState, personal: Collection[str]) -> Download:
 def with_personal(server: ServerState, memory: Tensors) -> Tensors:
     """The hospital's model: the server's tensors with its own in their places; without memory, the initial ones."""
     return {**server.tensors, **memory}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalMean(FedAvg):
+    """FedAvg over all tensors but the personal ones, which train together with them.
+
+    Algorithms say which are :meth:`personal`, check in ``init`` that there are some, and may override ``rule``.
+    """
+
+    def personal(self, layout: Layout) -> tuple[str, ...]:
+        """Names that stay at the hospital, in model order."""
+        raise NotImplementedError
+
+    @property
+    def rule(self) -> LocalRule:
+        """Training of everything together."""
+        return KeepPersonal()
+
+    def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
+        """All that is shared, the same for all."""
+        return share_all_but(server, self.personal(server.setting.layout))
+
+    def deploy(self, server: ServerState, hospital: HospitalInfo | None, memory: Tensors) -> Tensors:
+        """The shared tensors with the hospital's own; with the initial ones where it has none and at an unseen site."""
+        return with_personal(server, memory)

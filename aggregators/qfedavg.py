@@ -60,8 +60,8 @@ class QFedAvg(MeanInSpace):
     the result is cut to rank r. Weights of the run are not used. The diagnostic ``step_length`` is
     ``sum_k F_k^q L / sum_k h_k``: 1 would be a mean.
 
-    Traffic: r (d_out + d_in) per pair, up and down, as FedAvg, and one number up. Hospitals pass twice over their
-    windows more, without gradients.
+    Traffic: r (d_out + d_in) per pair, up and down, as FedAvg, and one number up. Hospitals pass over their
+    windows once more, without gradients.
 
     Args:
         q: Fairness, >= 0; the paper tries values between 0.001 and 15, per data set.
@@ -94,6 +94,11 @@ class QFedAvg(MeanInSpace):
     def consumes(self) -> Literal["sum", "updates"]:
         """Every update: its length counts."""
         return "updates"
+
+    @property
+    def uses_weights(self) -> bool:
+        """Losses take the place of weights."""
+        return False
 
     @property
     def rule(self) -> LocalRule:

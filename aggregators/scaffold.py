@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from .arithmetic import shapes_of, uniform_mean
+from .arithmetic import prefixed, shapes_of, uniform_mean, zeros_of
 from .contract import (
     Aggregated,
     ClientUpdate,
@@ -33,10 +33,7 @@ class Controlled:
 
     def phases(self, download: Download, memory: Tensors) -> Sequence[Phase]:
         """From the download, with the server's ``c`` and the hospital's own ``c_k`` (zero at first)."""
-        context = {
-            **{f"c/{name}": value for name, value in download.extra.items()},
-            **{f"own/{name}": value for name, value in self._own(download, memory).items()},
-        }
+        context = {**prefixed("c", download.extra), **prefixed("own", memory or zeros_of(download.extra))}
         return [Phase(train=download.train, context=context, correct=self.correct, record_gradient=True)]
 
     def correct(self, gradients: Tensors, context: Tensors) -> Tensors:
@@ -45,7 +42,7 @@ class Controlled:
 
     def finish(self, download: Download, fits: Sequence[Fit], memory: Tensors) -> LocalResult:
         """Sends the tensors and ``c_k+ - c_k``; a hospital whose learning rates were all zero keeps its ``c_k``."""
-        own, fit = self._own(download, memory), fits[0]
+        own, fit = memory or zeros_of(download.extra), fits[0]
         new = own
         if fit.sum_lr > 0 and fit.mean_gradient is not None:
             new = {name: fit.mean_gradient[name] for name in own}
@@ -54,9 +51,6 @@ class Controlled:
             extra={name: new[name] - own[name] for name in download.returns_extra},
             memory=new,
         )
-
-    def _own(self, download: Download, memory: Tensors) -> Tensors:
-        return memory or {name: torch.zeros_like(value) for name, value in download.extra.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +112,18 @@ class Scaffold(FedAvg):
         return "updates"
 
     @property
+    def uses_weights(self) -> bool:
+        """Every hospital counts the same, in the model and in the state."""
+        return False
+
+    @property
     def rule(self) -> LocalRule:
         """Training with corrected gradients."""
         return Controlled()
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values, ``c`` zero. Raises ValueError when hospitals have different ranks."""
-        c = {name: torch.zeros_like(value) for name, value in setting.trainable.items()}
-        return replace(super().init(setting, rng), memory=c)
+        return replace(super().init(setting, rng), memory=zeros_of(setting.trainable))
 
     def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
         """Everything and ``c``, the same for all."""

@@ -23,7 +23,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .arithmetic import accumulator, check_equal_ranks, effective, folded, resized, weighted_mean
+from .arithmetic import (
+    accumulator,
+    check_equal_ranks,
+    effective,
+    folded,
+    half_squared_distance,
+    normalised_weights,
+    resized,
+    weighted_mean,
+)
 from .contract import ClientUpdate, Layout, Pair, ServerState, Setting, Streams, Tensors
 from .lowrank import gram, svd_of_matrix
 from .products import decomposed, factors
@@ -61,11 +70,10 @@ def mean_coordinates(on: On, layout: Layout, updates: Sequence[ClientUpdate]) ->
     """``sum_k p_k theta_k`` in a space; products are dense."""
     if on == "factors":
         return weighted_mean(updates, layout.names)
-    total = sum(update.weight for update in updates)
     means: dict[str, Tensor] = {}
-    for update in updates:
+    for update, weight in zip(updates, normalised_weights(updates), strict=True):
         for name, value in coordinates(on, layout, update.tensors).items():
-            share = value.to(accumulator(value)) * (update.weight / total)
+            share = value.to(accumulator(value)) * weight
             means[name] = means[name] + share if name in means else share
     own = coordinates(on, layout, updates[0].tensors)
     return {name: value.to(own[name]) for name, value in means.items()}
@@ -113,18 +121,17 @@ def combination(
     return {**summed, **factors(server, decomposed(stacks), "right", rng)}
 
 
-def squared_distance(on: On, layout: Layout, left: Tensors, right: Tensors) -> Tensor:
-    """``||left - right||^2`` in a space, a scalar that gradients flow through; names that only one has are left out.
+def half_squared_distance_of_products(layout: Layout, values: Tensors, anchor: Tensors) -> Tensor:
+    """``1/2 ||values - anchor||^2`` on the product, a scalar that gradients flow through; no product is formed.
 
-    On the product it takes Gram blocks: ``||B A - B' A'||^2 = <BA, BA> - 2 <BA, B'A'> + <B'A', B'A'>``. A pair that
-    does not train whole is compared with the other side's factor in the place of the missing one.
+    Args:
+        layout: What the tensors are.
+        values: Some of the trainable tensors; a factor that is missing in a pair is that of the anchor.
+        anchor: All trainable tensors.
     """
-    names = [name for name in layout.names if name in left and name in right]
-    if on == "factors":
-        return _total([(left[name] - right[name]).square().sum() for name in names])
-    dense = [(left[name] - right[name]).square().sum() for name in names if name in layout.dense]
-    pairs = [p for p in layout.pairs if p.A in names or p.B in names]
-    return _total([*dense, *(_product_distance(pair, {**right, **left}, right) for pair in pairs)])
+    dense = half_squared_distance({name: values[name] for name in layout.dense if name in values}, anchor)
+    pairs = [pair for pair in layout.pairs if pair.A in values or pair.B in values]
+    return sum((0.5 * _product_distance(pair, {**anchor, **values}, anchor) for pair in pairs), start=dense)
 
 
 def _product_distance(pair: Pair, left: Tensors, right: Tensors) -> Tensor:
@@ -177,10 +184,6 @@ def _sum(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     for value, share in zip(values, shares, strict=True):
         total.add_(value, alpha=share)
     return total.to(values[0].dtype)
-
-
-def _total(terms: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum() if terms else torch.zeros(())
 
 
 def _name(pair: Pair) -> str:

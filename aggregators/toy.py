@@ -99,7 +99,7 @@ class World:
         result = {name: base.get(name, some.new_zeros(shape)) for name, shape in self.setting.frozen.items()}
         for pair in layout.pairs:
             change = result[pair.base].clone()
-            change[slice(*pair.rows) if pair.rows is not None else slice(None)] += effective(tensors, pair)
+            change[pair.slice] += effective(tensors, pair)
             result[pair.base] = change
         return {**result, **{name: tensors[name] for name in layout.dense}}
 
@@ -215,12 +215,10 @@ def _fit(world: World, hospital: str, start: Tensors, phase: Phase, base: Tensor
     ended = {name: value.detach() for name, value in tensors.items()}
     return Fit(
         tensors=ended,
-        num_steps=len(lrs),
-        sum_lr=sum(lrs),
+        learning_rates=tuple(lrs),
         mean_loss=sum(losses) / len(losses) if losses else None,
         mean_gradient={n: v / max(sum(lrs), 1e-30) for n, v in recorded.items()} if phase.record_gradient else None,
         loss_before=before if phase.measure else None,
-        loss_after=world.loss(hospital, ended, base).item() if phase.measure else None,
     )
 
 

@@ -5,7 +5,7 @@ same at every hospital. Only R (r, r) trains. The update is linear in R, so that
 has the mean of their updates, exactly: ``sum_k p_k s B R_k A = s B (sum_k p_k R_k) A``.
 
 R starts at zero: the adapted model starts equal to the base. B and A have orthonormal columns and rows, so that a step
-of R is a step of the same length of the weight.
+of R of length l is a step of the weight of length s l: of the same length where s is 1.
 
 Legend: r rank, d_in and d_out width of input and of the adapted rows.
 

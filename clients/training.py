@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -30,7 +30,8 @@ class Training:
         steps: Optimizer steps per round instead of ``epochs``, >= 1; further epochs begin as needed.
         batch_size: Windows per step, >= 1.
         optimizer: ``adamw`` or ``sgd`` with its settings.
-        schedule: Learning rate over the hospital's own steps.
+        schedule: Learning rate over the hospital's own steps. A phase with a number of epochs of its own (the head of
+            FedRep) goes through it at the pace of the others: rounds, not its steps, use it up.
         clip_norm: Largest global gradient norm, > 0; None: no clipping.
         moments: ``reset``: every round begins with a fresh optimizer; ``keep``: its state stays in the hospital.
         precision: ``bf16``: autocast around the model, while trained tensors, losses and optimizer stay in fp32;
@@ -125,17 +126,18 @@ def fit(
     step = _Step(replica, phase, training, state.moments)
     num_steps = training.num_steps(phase, len(windows))
     per_epoch = training.steps_per_epoch(len(windows))
-    lrs = [training.lr(state.steps + number, per_epoch) for number in range(num_steps)]
+    planned = training.num_steps(replace(phase, epochs=None), len(windows))  # what a round takes of the schedule
+    places = [(state.steps + number) * planned // num_steps for number in range(num_steps)]
+    lrs = [training.lr(place, per_epoch) for place in places]
     batches = _batches(windows, training, augment, num_steps, replica, rng, lasting)
     losses = [step(images, labels, lr) for lr, (images, labels) in zip(lrs, batches, strict=True)]
     result = Fit(
         mean_loss=_finite_mean(losses),
         tensors=replica.read(),
-        num_steps=num_steps,
-        sum_lr=sum(lrs),
+        learning_rates=tuple(lrs),
+        momentum=training.optimizer.momentum if isinstance(training.optimizer, SGD) else 0.0,
         mean_gradient=step.mean_gradient(sum(lrs)),
         loss_before=before,
-        loss_after=mean_loss(replica, windows, training) if phase.measure else None,
     )
     return result, OptimizerState(moments=step.moments(), steps=state.steps + num_steps)
 

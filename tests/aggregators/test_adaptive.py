@@ -11,7 +11,7 @@ import torch
 from pairs import ideal_mean, one_pair, product, random_updates, state, tensor, update
 
 from wardround.aggregators import FedAdagrad, FedAdam, FedYogi
-from wardround.aggregators.adaptive import scaled
+from wardround.aggregators.adaptive import AdaptiveMean
 from wardround.aggregators.contract import Aggregator
 from wardround.aggregators.toy import streams
 
@@ -36,7 +36,7 @@ def after(theta: np.ndarray, m: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def test_a_step_by_hand() -> None:
     """0.5 * 3 / (sqrt(4) + 1) = 1/2."""
-    assert scaled(0.5, 1.0)(tensor(3.0), tensor(4.0)) == 0.5
+    assert AdaptiveMean(lr=0.5, tau=1.0).step(tensor(3.0), tensor(4.0), 1) == 0.5
 
 
 @pytest.mark.parametrize("algorithm", SECOND)
@@ -75,13 +75,14 @@ def test_on_the_product_against_a_dense_loop(algorithm: type) -> None:
     assert {name: value.shape for name, value in server.memory.items()} == {
         **{f"{moment}/product/B": (7, 6) for moment in "mv"},
         **{f"{moment}/w": (1,) for moment in "mv"},
+        "steps": (),
     }
 
 
 @pytest.mark.parametrize("algorithm", SECOND)
 def test_a_tensor_nobody_sent_stays_with_its_moments(algorithm: type) -> None:
     server = make(algorithm).aggregate(state(one_pair()), [update("a", w=tensor(2.0))], streams).server
-    assert server.memory.keys() == {"m/w", "v/w"}
+    assert server.memory.keys() == {"m/w", "v/w", "steps"}
     assert torch.equal(server.tensors["A"], one_pair().trainable["A"])
 
 

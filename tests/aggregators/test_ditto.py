@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from pairs import tensor
 from quadratics import quadratics, rounds
 
 from wardround.aggregators import Ditto, FedAvg, Local
+from wardround.aggregators.ditto import GlobalThenPersonal
 from wardround.aggregators.toy import initial_state, make_world, run_round
 
 
@@ -61,6 +63,22 @@ def test_the_pull_is_towards_the_start_of_the_round() -> None:
     world = quadratics((1.0,), (6.0,))
     last = rounds(Ditto(lam=4.0), world, 2, epochs=0.25)
     assert last.memories["a"]["w"].item() == pytest.approx(0.585)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_learning_rate_at_which_the_pull_diverges(momentum: float) -> None:
+    """``2 (1 + rho) / lam``, here with lam = 4 and a loss that is flat."""
+    ends = []
+    for share in (0.95, 1.05):
+        v = tensor(1.0).requires_grad_()
+        optimizer = torch.optim.SGD([v], lr=share * 2 * (1 + momentum) / 4, momentum=momentum)
+        for _ in range(400):
+            optimizer.zero_grad()
+            GlobalThenPersonal(lam=4.0).penalty({"v": v}, {"v": tensor(0.0)}).backward()
+            optimizer.step()
+        ends.append(abs(v.item()))
+    assert ends[0] < 1e-6
+    assert ends[1] > 1e6
 
 
 def test_personal_epochs_are_its_own() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from one_number import number_state, number_update
@@ -48,6 +50,21 @@ def test_with_kingmas_correction_it_is_torch_adam() -> None:
         optimizer.step()
         for name, value in parameters.items():
             torch.testing.assert_close(server.tensors[name], value.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias_correction", ["kingma", "flwr"])
+def test_rounds_without_updates_do_not_count(bias_correction) -> None:
+    """The simulator counts a round in which Poisson sampling drew nobody, and leaves the aggregator out of it."""
+    aggregator = FedAdam(lr=0.1, tau=1e-12, bias_correction=bias_correction)
+    ends = []
+    for empty in (0, 5):
+        server = number_state(0.0)
+        for mean in (1.0, 2.0):
+            server = replace(server, round=server.round + empty)
+            server = aggregator.aggregate(server, [number_update("a", mean)], streams).server
+        ends.append(server.tensors["w"].item())
+    assert server.memory["steps"] == 2
+    assert ends[1] == ends[0]
 
 
 def test_at_full_rank_it_is_torch_adam_on_the_product() -> None:

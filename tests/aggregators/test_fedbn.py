@@ -12,7 +12,6 @@ from quadratics import rounds
 
 from wardround.aggregators import FedAvg, FedBn
 from wardround.aggregators.contract import Layout
-from wardround.aggregators.fedbn import norms_of
 from wardround.aggregators.toy import LR, STEPS_PER_EPOCH, initial_state, make_world, streams
 from wardround.clients.methods import METHODS
 from wardround.clients.sam import Sam
@@ -64,7 +63,7 @@ def layout_of(method: str) -> Layout:
 
 
 def test_what_the_docstring_says_of_the_methods() -> None:
-    parts = {name: {one.part[n] for n in norms_of(one)} for name in METHODS for one in [layout_of(name)]}
+    parts = {name: {one.part[n] for n in FedBn().personal(one)} for name in METHODS for one in [layout_of(name)]}
     assert parts["lora"] == set()
     assert all(parts[name] == {"head"} for name in ("attention_code", "partial_decoder", "flap_sam"))
     assert all(len(parts[name]) > 1 for name in ("full", "decoder", "lora_decoder", "samed", "ma_sam"))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from pairs import tensor, update
-from quadratics import quadratics, rounds
+from quadratics import dense_setting, quadratics, rounds
+from torch import Tensor
 
 from wardround.aggregators import FedAvg, FedDyn
-from wardround.aggregators.contract import ClientUpdate, Download, Fit, ServerState
+from wardround.aggregators.contract import ClientUpdate, Download, Fit, ServerState, Tensors
 from wardround.aggregators.feddyn import DynamicRegularisation
-from wardround.aggregators.toy import initial_state, make_world, run_round, streams
+from wardround.aggregators.toy import World, initial_state, make_world, run_round, streams
+from wardround.simulator.compression import TopK, with_feedback
 
 
 @pytest.mark.parametrize("cohorts", [None, ["ab", "bc", "ac"]])
@@ -82,7 +85,7 @@ def test_hospital_by_hand() -> None:
     penalty = phase.penalty({"w": w}, phase.context)
     penalty.backward()
     assert (penalty.item(), w.grad) == (-3.0, 3.0)
-    ended = Fit(tensors={"w": tensor(4.0)}, num_steps=1, sum_lr=1.0)
+    ended = Fit(tensors={"w": tensor(4.0)}, learning_rates=(1.0,))
     result = rule.finish(download, [ended], {"w": tensor(3.0)})
     assert (result.tensors["w"], result.memory["w"]) == (4.0, -3.0)
     assert rule.finish(download, [ended], {}).memory["w"] == -6.0
@@ -114,6 +117,45 @@ def test_the_server_knows_the_mean_of_what_the_hospitals_keep(cohorts: list[list
         torch.testing.assert_close(value, total / 3, rtol=1e-10, atol=1e-12)
     assert all(one.extra == {} for one in last.updates)
     assert all(download.traffic.keys() == download.start.keys() for download in last.downloads.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourNumbers(World):
+    """``1/2 sum_i a_ki (w_i - t_ki)^2``."""
+
+    curvatures: Mapping[str, Tensor]
+
+    def loss(self, hospital: str, tensors: Tensors, base: Tensors) -> Tensor:
+        return 0.5 * (self.curvatures[hospital] * (tensors["w"] - self.targets[hospital]["w"]).square()).sum()
+
+
+@pytest.mark.parametrize("error_feedback", [True, False])
+def test_lossy_compression_needs_error_feedback(error_feedback: bool) -> None:
+    """Half of a step of four numbers arrives. What never does is in h_k and not in h, and the end is no optimum."""
+    curvatures = torch.tensor([[1.0, 4.0, 9.0, 2.0], [3.0, 1.0, 1.0, 8.0]], dtype=torch.float64)
+    targets = torch.tensor([[6.0, -2.0, 1.0, 3.0], [-1.0, 4.0, -5.0, 0.5]], dtype=torch.float64)
+    optimum = (curvatures * targets).sum(0) / curvatures.sum(0)
+    world = FourNumbers(
+        setting=dense_setting({"w": torch.zeros(4, dtype=torch.float64)}, "ab"),
+        targets={name: {"w": target} for name, target in zip("ab", targets, strict=True)},
+        curvatures=dict(zip("ab", curvatures, strict=True)),
+    )
+    aggregator, compression = FedDyn(alpha=3.0), TopK(fraction=0.5, error_feedback=error_feedback)
+    server, memories, feedback = initial_state(aggregator, world), {}, {"a": {}, "b": {}}
+    for _ in range(300):
+        last = run_round(aggregator, world, server, memories)
+        memories, updates = last.memories, []
+        for one in last.updates:
+            start = last.downloads[one.hospital].start["w"]
+            sent, feedback[one.hospital] = with_feedback(
+                compression, {"w": one.tensors["w"] - start}, feedback[one.hospital], streams
+            )
+            updates.append(replace(one, tensors={"w": start + sent.tensors["w"]}))
+        server = aggregator.aggregate(server, updates, streams).server
+    distance = ((server.tensors["w"] - optimum).norm() / optimum.norm()).item()
+    apart = (server.memory["w"] - sum(memory["w"] for memory in memories.values()) / 2).norm().item()
+    assert (distance < 1e-9) == (apart < 1e-9) == error_feedback
+    assert error_feedback or distance > 0.1
 
 
 def test_with_a_vanishing_alpha_round_1_is_fedavg_with_uniform_weights() -> None:

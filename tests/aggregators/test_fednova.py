@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from one_number import number_setting
-from pairs import one_pair, tensor
+from pairs import one_pair
 from rounds import advance
 
 from wardround.aggregators import FedAvg, FedNova
@@ -33,22 +33,25 @@ def moved(lrs: Sequence[float], momentum: float) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_the_norm_is_how_far_sgd_moves(steps: int, momentum: float) -> None:
-    """For equal learning rates exactly; the paper's formula, times the learning rate."""
-    assert norm_of_steps(steps, 0.03 * steps, momentum) == pytest.approx(moved([0.03] * steps, momentum), rel=1e-12)
+    """For equal learning rates it is the paper's formula, times the learning rate."""
+    norm = norm_of_steps([0.03] * steps, momentum)
+    assert norm == pytest.approx(moved([0.03] * steps, momentum), rel=1e-12)
     paper = (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
-    assert norm_of_steps(steps, 0.03 * steps, momentum) == pytest.approx(0.03 * paper, rel=1e-12)
+    assert norm == pytest.approx(0.03 * paper, rel=1e-12)
 
 
-def test_without_momentum_any_learning_rates_are_exact() -> None:
-    lrs = [0.1, 0.01, 0.3]
-    assert norm_of_steps(3, sum(lrs), 0.0) == pytest.approx(moved(lrs, 0.0), rel=1e-14)
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize(("first", "steps"), [(0, 10), (240, 20), (1000, 50), (2240, 20)])
+def test_a_schedule_changes_nothing_about_that(first: int, steps: int, momentum: float) -> None:
+    """FLAP-SAM's schedule at 10 steps per epoch: warm-up, its end, decay, and the end, after which lr is 0.
 
-
-@pytest.mark.parametrize(("first", "steps", "off"), [(0, 10, 0.181), (240, 20, 0.002), (1000, 50, 0.021)])
-def test_with_momentum_a_schedule_is_approximated(first: int, steps: int, off: float) -> None:
-    """FLAP-SAM's schedule at 10 steps per epoch: what the docstring says of the error."""
+    The formula of the docstring says the same: ``sum_t eta_t (1 - rho^(t+1)) / (1 - rho)``.
+    """
     lrs = [Schedule().lr(0.01, first + number, 10) for number in range(steps)]
-    assert abs(norm_of_steps(steps, sum(lrs), 0.9) / moved(lrs, 0.9) - 1) < off
+    norm = norm_of_steps(lrs, momentum)
+    assert norm == pytest.approx(moved(lrs, momentum), rel=1e-12, abs=0)
+    said = sum(eta * (1 - momentum ** (t + 1)) / (1 - momentum) for t, eta in enumerate(lrs))
+    assert norm == pytest.approx(said, rel=1e-12, abs=0)
 
 
 def turn(
@@ -59,17 +62,18 @@ def turn(
     *,
     weight: float = 1.0,
     lr: float = 0.5,
+    momentum: float = 0.0,
     aggregator: FedAvg = FedNova(),  # noqa: B008  # a frozen value
 ) -> ClientUpdate:
     """A hospital that takes steps of SGD on ``1/2 (w - target)^2``."""
     download = aggregator.broadcast(server, hospital)
     w = download.start["w"].clone().requires_grad_()
-    optimizer = torch.optim.SGD([w], lr=lr, momentum=server.setting.momentum)
+    optimizer = torch.optim.SGD([w], lr=lr, momentum=momentum)
     for _ in range(steps):
         optimizer.zero_grad()
         (0.5 * (w - target).square().sum()).backward()
         optimizer.step()
-    fit = Fit(tensors={"w": w.detach()}, num_steps=steps, sum_lr=lr * steps)
+    fit = Fit(tensors={"w": w.detach()}, learning_rates=(lr,) * steps, momentum=momentum)
     result = aggregator.rule.finish(download, [fit], {})
     return ClientUpdate(
         hospital=hospital.name,
@@ -81,8 +85,8 @@ def turn(
     )
 
 
-def start(momentum: float = 0.0) -> ServerState:
-    return FedNova().init(number_setting(0.0, optimizer="sgd", momentum=momentum), streams)
+def start() -> ServerState:
+    return FedNova().init(number_setting(0.0, optimizer="sgd"), streams)
 
 
 def test_two_quadratics_by_hand() -> None:
@@ -109,9 +113,10 @@ def test_two_quadratics_with_momentum_by_hand() -> None:
 
     ||a_b|| = 1/2 (1 + 3/2) = 5/4, d_b = 8 / (5/4) = 32/5, d_a = -4; tau_eff = 7/8, mean d = 6/5, theta = -21/20.
     """
-    server = start(momentum=0.5)
+    server = start()
     a, b = server.setting.hospitals
-    after = FedNova().aggregate(server, [turn(server, a, 4.0, 1), turn(server, b, -8.0, 2)], streams).server
+    updates = [turn(server, a, 4.0, 1, momentum=0.5), turn(server, b, -8.0, 2, momentum=0.5)]
+    after = FedNova().aggregate(server, updates, streams).server
     assert after.tensors["w"].item() == pytest.approx(-1.05, rel=1e-14)
 
 
@@ -166,16 +171,10 @@ def test_a_round_without_steps_changes_nothing() -> None:
 
 def test_one_hospital_gets_its_own_model() -> None:
     """``tau_eff / ||a|| = 1``. Target 4, momentum 1/2: v = -4, -4, -2, so that w = 2, 4, 5."""
-    server = start(momentum=0.5)
-    after = FedNova().aggregate(server, [turn(server, server.setting.hospitals[0], 4.0, 3)], streams).server
+    server = start()
+    update = turn(server, server.setting.hospitals[0], 4.0, 3, momentum=0.5)
+    after = FedNova().aggregate(server, [update], streams).server
     assert after.tensors["w"].item() == pytest.approx(5.0, rel=1e-14)
-
-
-def test_momentum_travels_for_free() -> None:
-    server = start(momentum=0.9)
-    download = FedNova().broadcast(server, server.setting.hospitals[0])
-    assert download.extra == {"momentum": tensor(0.9).squeeze()}
-    assert download.traffic.keys() == {"w"}
 
 
 def test_another_optimizer_is_refused_with_the_reason() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wardround.aggregators import FedAvg, FedProx, FlapSam
 from wardround.aggregators.contract import Aggregator, Phase, Setting, Tensors
-from wardround.aggregators.spaces import squared_distance
+from wardround.aggregators.spaces import half_squared_distance_of_products
 from wardround.aggregators.toy import Round, initial_state, make_world, run_round
 
 
@@ -69,7 +69,8 @@ def test_products_of_different_ranks_have_a_distance() -> None:
     setting = one_pair(9, 7, ranks=(2, 3), alpha=5.0, power=1.0)
     left, right = ({"A": normal(r, 7, seed=r), "B": normal(9, r, seed=r), "w": tensor(1.0)} for r in (2, 3))
     dense = (product(setting, left) - product(setting, right)).square().sum()
-    torch.testing.assert_close(squared_distance("product", setting.layout, left, right), dense, rtol=1e-12, atol=0)
+    ours = half_squared_distance_of_products(setting.layout, left, right)
+    torch.testing.assert_close(ours, dense / 2, rtol=1e-12, atol=0)
 
 
 def test_the_product_sees_no_gauge_and_the_factors_do() -> None:

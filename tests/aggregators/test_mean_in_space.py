@@ -73,6 +73,26 @@ def test_without_pairs_the_spaces_are_one(algorithm: type) -> None:
     assert ends[0] != 0.5
 
 
+@pytest.mark.parametrize("algorithm", ALL)
+def test_with_one_shared_factor_only_what_is_linear_is_the_same(algorithm: type) -> None:
+    """Two rounds of one A: means and their momentum agree on the product; lengths and scaled steps do not.
+
+    The server's step of FedProx is a mean; its hospitals' penalties differ (4 times ||B - B'||^2 where A has length 2).
+    """
+    setting = one_pair(6, 5, ranks=(2, 2))
+    models = []
+    for on in ("factors", "product"):
+        server = state(setting)
+        for number in range(2):
+            updates = [
+                replace(one, tensors={**one.tensors, "A": setting.trainable["A"]}, metrics={"loss_before": 0.5})
+                for one in random_updates(setting, [1.0, 3.0], seed=number)
+            ]
+            server = algorithm(on=on).aggregate(server, updates, streams).server
+        models.append(server.tensors["B"] @ server.tensors["A"])
+    assert torch.allclose(*models, rtol=1e-10, atol=1e-12) == (algorithm in (FedAvgM, FedProx))
+
+
 def test_one_hospital_and_a_whole_step_make_the_spaces_one() -> None:
     """With one hospital, momentum 0 and learning rate 1 the new theta is its own: in either space the same product."""
     setting = one_pair(6, 5, ranks=(2,), alpha=4.0, power=1.0)

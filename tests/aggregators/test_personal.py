@@ -30,7 +30,7 @@ def test_a_hospital_goes_on_from_its_memory() -> None:
     (later,) = KeepPersonal().phases(DOWNLOAD, {"head": tensor(7.0)})
     assert later.start == {"head": tensor(7.0)}
     assert later.train == ("body", "head")
-    fit = Fit(tensors={"body": tensor(3.0), "head": tensor(4.0)}, num_steps=1, sum_lr=1.0)
+    fit = Fit(tensors={"body": tensor(3.0), "head": tensor(4.0)}, learning_rates=(1.0,))
     assert KeepPersonal().finish(DOWNLOAD, [fit], {"head": tensor(7.0)}).memory == {"head": tensor(4.0)}
 
 

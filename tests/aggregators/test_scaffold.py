@@ -135,7 +135,7 @@ def test_learning_rates_of_zero_are_no_gradient_of_zero() -> None:
     """Beyond the horizon of a schedule steps are taken at learning rate 0, and the engine's mean gradient is 0 / 0."""
     c = {"w": tensor(1.0)}
     download = Download(start=c, train=("w",), returns={"w": (1,)}, extra=c, returns_extra={"w": (1,)})
-    fit = Fit(tensors=c, num_steps=3, sum_lr=0.0, mean_gradient={"w": tensor(0.0)})
+    fit = Fit(tensors=c, learning_rates=(0.0,) * 3, mean_gradient={"w": tensor(0.0)})
     result = Controlled().finish(download, [fit], {"w": tensor(5.0)})
     assert (result.memory["w"], result.extra["w"]) == (5.0, 0.0)
 

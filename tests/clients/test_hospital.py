@@ -11,7 +11,7 @@ from wardround.aggregators.plain import PlainTraining
 from wardround.clients.hospital import Memory, Workplace, take_turn
 from wardround.clients.optimizers import SGD, AdamW, Schedule
 from wardround.clients.replica import Replica
-from wardround.clients.training import Training
+from wardround.clients.training import Training, mean_loss
 from wardround.datasets.augment import NoAugment
 from wardround.datasets.windows import HospitalWindows
 from wardround.simulator.randomness import streams
@@ -94,11 +94,11 @@ def test_kept_moments_survive_a_round_that_trains_something_else(
 def test_a_phase_may_measure_without_training_anything(
     make_replica: Build, make_windows: Callable[..., HospitalWindows]
 ) -> None:
-    replica = make_replica(precision="fp64", image_size=16)
-    done = turn(replica, make_windows(), replica.read(), Training(), Phase(train=(), epochs=0, measure=True))
+    replica, windows = make_replica(precision="fp64", image_size=16), make_windows()
+    done = turn(replica, windows, replica.read(), Training(), Phase(train=(), epochs=0, measure=True))
     assert done.num_steps == 0
     assert done.mean_loss is None
-    assert done.fits[0].loss_before == done.fits[0].loss_after
+    assert done.fits[0].loss_before == mean_loss(replica, windows, Training())
 
 
 def test_the_loss_shown_is_that_of_the_last_phase_that_trained(

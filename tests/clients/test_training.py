@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wardround.aggregators.contract import Phase, Tensors
+from wardround.aggregators.fednova import norm_of_steps
 from wardround.clients.losses import segmentation_loss
 from wardround.clients.optimizers import SGD, AdamW, Schedule
 from wardround.clients.replica import Replica
@@ -125,11 +126,30 @@ def test_the_number_of_steps(replica: Replica, windows: HospitalWindows, trainin
     assert (fitted.mean_loss is None) == (steps == 0)
 
 
-def test_measuring_only_measures(replica: Replica, windows: HospitalWindows) -> None:
-    before = replica.read()
-    fitted, _ = run(replica, windows, Training(), everything(replica, epochs=0, measure=True))
-    assert fitted.loss_before == fitted.loss_after == mean_loss(replica, windows, Training(batch_size=6))
-    assert all(torch.equal(value, before[name]) for name, value in fitted.tensors.items())
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 3.0])
+def test_epochs_of_a_phase_do_not_use_up_the_schedule(replica: Replica, windows: HospitalWindows, epochs) -> None:
+    """Linear decay over 4 epochs of 2 steps, one epoch a round: round 4 has the rates 2/8 and 1/8 in every phase.
+
+    With three epochs for the head, each stands three times; with half an epoch, the first once.
+    """
+    schedule = Schedule(warmup_steps=0, horizon_epochs=4, power=1.0)
+    training = Training(epochs=1, batch_size=4, optimizer=SGD(lr=1e-3), schedule=schedule)
+    steps = int(2 * epochs)
+    state = OptimizerState(steps=3 * steps)
+    fitted, after = run(replica, windows, training, everything(replica, epochs=epochs), state)
+    share = max(steps // 2, 1)
+    expected = ([1e-3 * 2 / 8] * share + [1e-3 * 1 / 8] * share)[:steps]
+    assert fitted.learning_rates == pytest.approx(expected, rel=1e-12)
+    assert after.steps == 4 * steps
+
+
+def test_measuring_only_measures_and_does_so_before_the_phase(replica: Replica, windows: HospitalWindows) -> None:
+    start, expected = replica.read(), mean_loss(replica, windows, Training(batch_size=6))
+    measured, _ = run(replica, windows, Training(), everything(replica, measure=True))
+    replica.load(start)
+    plain, _ = run(replica, windows, Training())
+    assert (plain.loss_before, measured.loss_before) == (None, expected)
+    assert all(torch.equal(value, plain.tensors[name]) for name, value in measured.tensors.items())
 
 
 def test_the_mean_gradient_is_option_two_of_scaffold_for_sgd(replica: Replica, windows: HospitalWindows) -> None:
@@ -156,15 +176,31 @@ def test_a_penalty_pulls_and_sees_its_context(replica: Replica, windows: Hospita
         torch.testing.assert_close(fitted.tensors[name], anchor[name], rtol=0, atol=1e-4)
 
 
-def test_a_correction_replaces_the_gradient(replica: Replica, windows: HospitalWindows) -> None:
-    def ones(gradients: Tensors, context: Tensors) -> Tensors:
-        return {name: torch.ones_like(value) for name, value in gradients.items()}
+def ones(gradients: Tensors, context: Tensors) -> Tensors:
+    """A correction: a gradient of 1 everywhere."""
+    return {name: torch.ones_like(value) for name, value in gradients.items()}
 
+
+def test_a_correction_replaces_the_gradient(replica: Replica, windows: HospitalWindows) -> None:
     training = Training(steps=2, batch_size=2, optimizer=SGD(lr=0.5, momentum=0.0), schedule=CONSTANT)
     start = replica.read()
     fitted, _ = run(replica, windows, training, everything(replica, correct=ones))
     for name in replica.values.keys() - replica.unused:
         torch.testing.assert_close(fitted.tensors[name], start[name] - 1.0, rtol=0, atol=1e-12)
+
+
+def test_a_fit_tells_its_learning_rates_and_momentum(replica: Replica, windows: HospitalWindows) -> None:
+    """Warm-up 0.1, 0.2, 0.3, then decay 0.3 * (1, 3/4, 1/2); under a gradient of 1 FedNova's norm is the whole way."""
+    schedule = Schedule(warmup_steps=3, horizon_epochs=None, horizon_steps=4, power=1.0)
+    training = Training(steps=6, batch_size=2, optimizer=SGD(lr=0.3, momentum=0.9), schedule=schedule)
+    start = replica.read()
+    fitted, _ = run(replica, windows, training, everything(replica, correct=ones))
+    assert fitted.learning_rates == pytest.approx((0.1, 0.2, 0.3, 0.3, 0.225, 0.15), rel=1e-12)
+    assert fitted.momentum == 0.9
+    way = norm_of_steps(fitted.learning_rates, fitted.momentum)
+    for name in replica.values.keys() - replica.unused:
+        torch.testing.assert_close(fitted.tensors[name], start[name] - way, rtol=0, atol=1e-12)
+    assert run(replica, windows, Training(steps=1, optimizer=AdamW()))[0].momentum == 0.0
 
 
 def test_a_contrast_sees_features_of_the_batch_under_the_references(replica: Replica, windows: HospitalWindows) -> None:
