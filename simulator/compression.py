@@ -13,14 +13,18 @@ name       message per tensor of n scalars   bytes                              
 ``top_k``  k scalars as they are, k places   k itemsize + ceil(k ceil(log2 n) / 8)  no
 =========  ================================  =====================================  ========
 
-*Error feedback* keeps what a compression leaves out and adds it to the next step (:func:`with_feedback`), so that
-nothing is lost but only late::
+*Error feedback* keeps what a message leaves out of a step and adds it to the next one (:func:`with_feedback`), so that
+nothing of it is lost but only late::
 
     u = step + e;    send c = compress(u);    e <- u - c
 
 After T rounds ``sum_t c_t + e_T = sum_t step_t``. It belongs to the hospital, is as old as its last round, and means
 something only as long as a tensor's coordinates do: where the server turns the basis of a pair in every round (the
 aggregators that decompose products), what was left out is added in directions it was not measured in.
+
+Under differential privacy a step is clipped before and its message after compression, and c is the clipped message:
+``e <- u - clip(compress(u))``. What the first clip takes from a step is never in u and does not come later. As long as
+the second one bites, more is added to e than leaves, and it grows: then the clip norm is small for this compression.
 
 Sources: top-k with memory, Stich et al., "Sparsified SGD with Memory", arXiv 1809.07599; error feedback, Karimireddy et
 al., arXiv 1901.09847; unbiased quantisation, Alistarh et al., "QSGD", arXiv 1610.02132 (which scales by the norm of the
@@ -30,7 +34,8 @@ vector; the scale here is the largest entry), in federated averaging FedPAQ, Rei
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -74,9 +79,13 @@ class Compression(Protocol):
 
 
 def with_feedback(
-    compression: Compression, step: Tensors, feedback: Tensors, rng: Streams
+    compression: Compression,
+    step: Tensors,
+    feedback: Tensors,
+    rng: Streams,
+    bound: Callable[[Tensors], Tensors] = dict,
 ) -> tuple[Compressed, dict[str, Tensor]]:
-    """Compresses ``step + feedback`` and returns what that leaves out as the new feedback.
+    """Compresses ``step + feedback``, bounds the message and returns what it leaves out as the new feedback.
 
     Feedback of a tensor that is not in this step waits; feedback of another shape than its tensor (another rank) is
     dropped. Without error feedback the step is compressed as it is and nothing is kept.
@@ -86,13 +95,16 @@ def with_feedback(
         step: Differences by name.
         feedback: What earlier steps left out, by name; empty at first.
         rng: Randomness by name of the tensor.
+        bound: What is done to the decoded message before anybody uses it, such as a clip.
     """
+    earlier = feedback if compression.error_feedback else {}
+    due = {name: value + earlier[name] if _fits(earlier, name, value) else value for name, value in step.items()}
+    message = compression.compress(due, rng)
+    sent = replace(message, tensors=dict(bound(message.tensors)))
     if not compression.error_feedback:
-        return compression.compress(step, rng), {}
-    due = {name: value + feedback[name] if _fits(feedback, name, value) else value for name, value in step.items()}
-    sent = compression.compress(due, rng)
-    waiting = {name: value for name, value in feedback.items() if name not in step}
-    return sent, {**waiting, **{name: value - sent.tensors[name] for name, value in due.items()}}
+        return sent, {}
+    waiting = {name: value for name, value in earlier.items() if name not in step}
+    return sent, {**waiting, **{name: (value - sent.tensors[name]).to(value) for name, value in due.items()}}
 
 
 def _fits(feedback: Tensors, name: str, value: Tensor) -> bool:

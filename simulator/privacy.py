@@ -11,21 +11,30 @@ The denominator is fixed before the run, so that it tells nothing: N with full p
 cohorts, q N with Poisson sampling. A hospital that drops out contributes 0 and m stays. A Poisson round that draws
 nobody is noise alone, and the server takes its step.
 
-What is accounted for, by ``dp-accounting``, and between which two federations:
+What is accounted for, by ``dp-accounting``, and between which two runs. N is public, and the same in both:
 
 ========  ==========================================  ==================================  =================
-sampling  mechanism of a round                        neighbours: one hospital ...        sensitivity
+sampling  mechanism of a round                        neighbours: one of the N hospitals  sensitivity
 ========  ==========================================  ==================================  =================
-full      Gaussian                                    is there or sends 0                 S
-poisson   Gaussian after Poisson sampling, rate q     is there or is not                  S
+full      Gaussian                                    answers, or never does              S
+poisson   Gaussian after Poisson sampling, rate q     answers when drawn, or never does   S
 fixed     Gaussian after sampling without             is replaced by another (RDP only)   2 S
           replacement, size of N
 ========  ==========================================  ==================================  =================
 
-What is not: noise in floating point is no formal guarantee (Mironov, 2012); training losses, scores, instruments and
-the ledger are written down as they are; an attack that reads the steps of other hospitals lets a step depend on more
-than one of them. With fixed cohorts the account takes what a hospital sends to depend on the download alone: error
-feedback, kept moments and personal tensors, which depend on the rounds it was in, are outside of it.
+A hospital that never answers adds nothing to the sum of the steps and nothing to the count of an adaptive clip, which
+it would move by 1/2. A step of zero is no such neighbour: it counts as within S, and a long step against it moves the
+count by 1, twice what epsilon allows for.
+
+With fixed cohorts the account takes what a hospital sends to depend on the download alone, not on the rounds it was in
+before. What would (a schedule over its own steps, kept moments, error feedback, memory of a rule) is refused; full and
+Poisson cohorts have room for it.
+
+What is not accounted for: noise and cohorts are functions of the experiment's seed, which is written down, and
+whoever has it can take the noise off again: epsilon is that of the mechanism with a secret seed. Noise in floating
+point is no formal guarantee (Mironov, 2012). Training losses, scores, instruments, the ledger, ``privacy/clipped`` and
+``secure_sum/cut`` (which an empty round does not have) are written down as they are, and a round may fail because too
+few answer. An attack that reads the steps of other hospitals lets a step depend on more than one of them.
 
 Source: McMahan et al., "Learning Differentially Private Recurrent Language Models", arXiv 1710.06963; Geyer et al.,
 arXiv 1712.07557; Andrew et al., "Differentially Private Learning with Adaptive Clipping", arXiv 1905.03871.
@@ -152,8 +161,8 @@ class Privacy:
 
         Args:
             clip_norm: S of this round.
-            within: Hospitals whose step was at most that long.
-            outside: Hospitals whose step was longer.
+            within: Hospitals whose step was at most that long; each moves the count by 1/2.
+            outside: Hospitals whose step was longer; each moves the count by -1/2.
             m: The denominator.
             rng: Streams of the round.
         """
@@ -211,13 +220,13 @@ class Account:
     Args:
         privacy: The mechanism.
         cohort: How hospitals are drawn.
-        num_hospitals: N.
+        num_hospitals: N, public.
 
     Example:
         >>> print(Account(privacy=Privacy(noise_multiplier=1.0, clip_norm=1.0, delta=1e-3), cohort=Cohort(),
         ...     num_hospitals=4))
-        (epsilon, 0.001)-differential privacy of a hospital: one that is there or sends 0; Gaussian noise of multiplier
-        1.0 in every round, sampling full, accountant pld
+        (epsilon, 0.001)-differential privacy of a hospital: one of 4 answers or never does; Gaussian noise of
+        multiplier 1.0 in every round, sampling full, accountant pld
     """
 
     privacy: Privacy
@@ -232,15 +241,15 @@ class Account:
         privacy, sampling = self.privacy, self.cohort.sampling
         details = {"full": "", "poisson": f" with rate {self.cohort.rate}", "fixed": f" of {self.cohort.size}"}
         return (
-            f"(epsilon, {privacy.delta})-differential privacy of a hospital: one that {_NEIGHBOURS[sampling]}; "
-            f"Gaussian noise of multiplier {privacy.noise_multiplier} in every round, sampling "
-            f"{sampling}{details[sampling]}, accountant {privacy.accountant}"
+            f"(epsilon, {privacy.delta})-differential privacy of a hospital: one of {self.num_hospitals} "
+            f"{_NEIGHBOURS[sampling]}; Gaussian noise of multiplier {privacy.noise_multiplier} in every round, "
+            f"sampling {sampling}{details[sampling]}, accountant {privacy.accountant}"
         )
 
 
 _NEIGHBOURS = {
-    "full": "is there or sends 0",
-    "poisson": "is there or is not",
+    "full": "answers or never does",
+    "poisson": "answers when drawn or never does",
     "fixed": "is replaced by another",
 }
 

@@ -17,8 +17,8 @@ simulation of what is exact, what is lost and what travels, **no cryptography**.
 Source: Bonawitz et al., "Practical Secure Aggregation for Federated Learning on User-Held Data", eprint 2017/281.
 
 Differs from the paper in: no keys, shares or signatures are made, they are counted; weights are public and multiplied
-at the hospital; M is a power of two; numbers that a rule reports (the norms of FedNova) are summed exactly, beside the
-words.
+at the hospital; M is a power of two; numbers that a rule reports (the norms of FedNova) are summed exactly and travel
+beside the words.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ work with that. Without a stage the updates pass as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, cast
 
 import torch
@@ -23,7 +24,17 @@ from torch import Tensor
 
 from ..aggregators.arithmetic import accumulator, mean_update
 from ..aggregators.checks import check_updates
-from ..aggregators.contract import Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
+from ..aggregators.contract import (
+    Aggregator,
+    ClientUpdate,
+    Download,
+    Fit,
+    LocalResult,
+    LocalRule,
+    ServerState,
+    Streams,
+    Tensors,
+)
 from ..clients.hospital import Memory
 from .attacks import ATTACKS, Attack, check_attackers
 from .compression import COMPRESSIONS, Compression, with_feedback
@@ -73,7 +84,7 @@ class Crossing:
         weights: Weight of every hospital of the federation.
         downloads: What each hospital of the round was handed, those that dropped out included.
         common: What any hospital is handed: the start of the mean, also when nobody was drawn.
-        memories: Memory of every hospital before the round.
+        memories: Memory of every hospital after it trained: the feedback is still that of its last round.
         state: What the stages kept from the round before.
         rng: Gives the streams of the experiment below a purpose and keys.
     """
@@ -190,9 +201,11 @@ def _attack(at: Crossing, steps: Mapping[str, Tensors]) -> Mapping[str, Tensors]
 
 def _clip(at: Crossing, steps: Mapping[str, Tensors]) -> Mapping[str, Tensors]:
     """The steps, none longer than the clip norm."""
-    if at.stages.privacy is None:
-        return steps
-    return {name: bounded(step, at.clip_norm) for name, step in steps.items()}
+    return {name: _bounded(at, step) for name, step in steps.items()}
+
+
+def _bounded(at: Crossing, step: Tensors) -> Tensors:
+    return step if at.stages.privacy is None else bounded(step, at.clip_norm)
 
 
 def _compress(at: Crossing, steps: Mapping[str, Tensors], sent: Mapping[str, ClientUpdate]) -> Sent:
@@ -204,11 +217,15 @@ def _compress(at: Crossing, steps: Mapping[str, Tensors], sent: Mapping[str, Cli
     for name, step in steps.items():
         wide = {tensor: value.to(_wide(sent[name].tensors[tensor])) for tensor, value in step.items()}
         before, rng = at.memories[name].feedback, at.streams("compress", name)
-        compressed, feedback[name] = with_feedback(compression, wide, before, rng)
+        compressed, feedback[name] = with_feedback(compression, wide, before, rng, partial(_bounded, at))
         decoded[name] = compressed.tensors
-        plain = sum(value.nbytes for value in sent[name].tensors.values())
-        sizes[name] = compressed.bytes + sent[name].bytes - plain  # what is no trained tensor goes as it is
-    return Sent(steps=_clip(at, decoded), bytes=sizes, feedback=feedback)
+        sizes[name] = compressed.bytes + _bytes_beside(sent[name])
+    return Sent(steps=decoded, bytes=sizes, feedback=feedback)
+
+
+def _bytes_beside(update: ClientUpdate) -> int:
+    """Bytes of what is no trained tensor: no stage makes it smaller."""
+    return update.bytes - sum(value.nbytes for value in update.tensors.values())
 
 
 def _one_by_one(at: Crossing, sent: Mapping[str, ClientUpdate], honest: Mapping[str, Tensors], packed: Sent) -> Arrived:
@@ -239,7 +256,8 @@ def _as_one(at: Crossing, sent: Mapping[str, ClientUpdate], attacked: Mapping[st
     """One update that stands for all; none when nobody was drawn and there is no noise to add."""
     if not at.downloads and at.stages.privacy is None:
         return Arrived(updates=[], downloads={}, bytes_up={})
-    _check_no_reports(at.stages, sent)
+    for name, update in sent.items():
+        _check_covered(at.stages, at.cohort, name, update.metrics, at.memories[name].tensors)
     check_common(at.stages, at.common, at.downloads)
     shares = _shares(at.weights, packed.steps)
     total = _plain_total if at.stages.secure_sum is None or not at.downloads else _secure_total
@@ -252,7 +270,7 @@ def _as_one(at: Crossing, sent: Mapping[str, ClientUpdate], attacked: Mapping[st
     return Arrived(
         updates=[update],
         downloads=downloads,
-        bytes_up=_bytes_up(at, packed),
+        bytes_up=_bytes_up(at, sent, packed),
         bytes_down=at.stages.secure_sum.bytes_down(len(at.downloads)) if at.stages.secure_sum is not None else 0,
         feedback=packed.feedback,
         state=noise.state,
@@ -345,13 +363,16 @@ def _mean_update(at: Crossing, sent: Mapping[str, ClientUpdate], mean: Tensors) 
     return replace(mean_update(bare), hospital=MEAN, tensors=tensors)
 
 
-def _bytes_up(at: Crossing, packed: Sent) -> Mapping[str, int]:
-    """Bytes of the last stage that a hospital's message goes through."""
+def _bytes_up(at: Crossing, sent: Mapping[str, ClientUpdate], packed: Sent) -> Mapping[str, int]:
+    """Bytes of the last stage that a hospital's message goes through, and of the numbers beside it."""
     secure, n = at.stages.secure_sum, len(at.downloads)
     if secure is None:
         return packed.bytes
     coordinates = sum(math.prod(shape) for shape in at.common.returns.values())
-    return {name: secure.bytes_up(coordinates, n, answered=name in packed.steps) for name in at.downloads}
+    beside = {name: _bytes_beside(update) for name, update in sent.items()}
+    return {
+        name: secure.bytes_up(coordinates, n, answered=name in beside) + beside.get(name, 0) for name in at.downloads
+    }
 
 
 # ---- what cannot work ------------------------------------------------------------------------------------------------
@@ -383,6 +404,9 @@ def check_stages(federated: Federated, server: ServerState) -> None:
     if stages.privacy is not None:
         _check_uniform(federated.weights)
         stages.privacy.check(cohort, len(names))
+        _check_history(federated)
+        result = _without_training(federated.aggregator.rule, server, downloads[names[0]])
+        _check_covered(stages, cohort, names[0], result.metrics, result.memory)
     if stages.secure_sum is not None:
         stages.secure_sum.check(len(names) if cohort.size is None else cohort.size)
 
@@ -433,10 +457,52 @@ def _check_uniform(weights: Mapping[str, float]) -> None:
         )
 
 
-def _check_no_reports(stages: Stages, sent: Mapping[str, ClientUpdate]) -> None:
-    for name, update in sent.items():
-        if stages.privacy is not None and update.metrics:
-            raise ValueError(
-                f"stages.privacy: hospital {name!r} reports {sorted(update.metrics)} to the server, which clipping and "
-                "noise do not cover. Use an aggregator without reports, such as fedavg"
-            )
+def _forgets(stages: Stages, cohort: Cohort) -> bool:
+    """Whether the account takes what a hospital sends to depend on the download alone."""
+    return stages.privacy is not None and stages.privacy.noise_multiplier > 0 and cohort.sampling == "fixed"
+
+
+def _check_history(federated: Federated) -> None:
+    """Raises ValueError where training or compression depend on a hospital's earlier rounds, and must not."""
+    if not _forgets(federated.stages, federated.cohort):
+        return
+    training, compression = federated.workplace.training, federated.stages.compression
+    schedule, wanted = training.schedule, []
+    if schedule.warmup_steps or schedule.horizon_epochs is not None or schedule.horizon_steps is not None:
+        wanted.append("training.schedule: {warmup_steps: 0, horizon_epochs: null, horizon_steps: null}")
+    if training.moments == "keep":
+        wanted.append("training.moments: reset")
+    if compression is not None and compression.error_feedback:
+        wanted.append("stages.compression.error_feedback: false")
+    if wanted:
+        raise ValueError(
+            "stages.privacy: with cohort.sampling 'fixed' there is an account only where what a hospital sends does "
+            f"not depend on the rounds it was in before. Set {', '.join(wanted)}; or use poisson or full cohorts"
+        )
+
+
+def _without_training(rule: LocalRule, server: ServerState, download: Download) -> LocalResult:
+    """What a rule makes of steps that move nothing: what it reports and remembers is known before anybody trains."""
+    tensors, fits = {**server.setting.trainable, **download.start}, []
+    for phase in rule.phases(download, {}):
+        tensors = {**tensors, **(phase.start or {})}
+        gradient = {name: torch.zeros_like(tensors[name]) for name in phase.train}
+        fits.append(Fit(tensors=tensors, learning_rates=(1.0,), mean_loss=1.0, mean_gradient=gradient, loss_before=1.0))
+    return rule.finish(download, fits, {})
+
+
+def _check_covered(
+    stages: Stages, cohort: Cohort, name: str, reported: Collection[str], remembered: Collection[str]
+) -> None:
+    """Raises ValueError when a rule reports or remembers what the account of the run does not cover."""
+    if stages.privacy is not None and reported:
+        raise ValueError(
+            f"stages.privacy: hospital {name!r} reports {sorted(reported)} to the server, which clipping and noise do "
+            "not cover. Use an aggregator without reports, such as fedavg"
+        )
+    if _forgets(stages, cohort) and remembered:
+        raise ValueError(
+            f"stages.privacy: hospital {name!r} remembers {sorted(remembered)[:3]}, but with cohort.sampling 'fixed' "
+            "there is an account only where what it sends does not depend on the rounds it was in before. Use poisson "
+            "or full cohorts, or an aggregator whose hospitals remember nothing, such as fedavg"
+        )

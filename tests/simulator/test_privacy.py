@@ -104,7 +104,11 @@ def test_epsilon_grows_with_rounds_and_there_is_none_without_noise() -> None:
 
 @pytest.mark.parametrize(
     ("cohort", "words"),
-    [(Cohort(), "is there or sends 0"), (POISSON, "rate 0.1"), (FIXED, "replaced by another.*fixed of 10")],
+    [
+        (Cohort(), "one of 100 answers or never does.*sampling full"),
+        (POISSON, "one of 100 answers when drawn or never does.*poisson with rate 0.1"),
+        (FIXED, "one of 100 is replaced by another.*fixed of 10"),
+    ],
 )
 def test_the_guarantee_names_neighbours_and_sampling(cohort: Cohort, words: str) -> None:
     assert re.search(words, str(account(private(), cohort)))

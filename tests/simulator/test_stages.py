@@ -16,25 +16,28 @@ from torch import Tensor
 from wardround.aggregators import AGGREGATORS, Krum
 from wardround.aggregators.contract import ClientUpdate, Download
 from wardround.aggregators.fedavg import FedAvg
-from wardround.clients.hospital import Memory
+from wardround.clients.hospital import Memory, take_turn
+from wardround.clients.optimizers import SGD, Schedule
+from wardround.clients.training import Training
 from wardround.simulator.assembly import assemble, locate
 from wardround.simulator.attacks import Scaling, SignFlip
 from wardround.simulator.builder import build, resolve
 from wardround.simulator.checkpoint import Checkpoint, Checkpoints, state_hash
-from wardround.simulator.compression import Compressed, Int8, TopK, with_feedback
+from wardround.simulator.compression import Compressed, Compression, Int8, TopK, with_feedback
 from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.federation import Federated, num_bytes
-from wardround.simulator.privacy import AdaptiveClip, Privacy, joint_norm
+from wardround.simulator.privacy import AdaptiveClip, Privacy, bounded, joint_norm
 from wardround.simulator.randomness import streams
 from wardround.simulator.run import choose_device
 from wardround.simulator.sampling import Cohort
 from wardround.simulator.secure_sum import SecureSum
-from wardround.simulator.stages import Arrived, Crossing, Stages, check_stages, cross
+from wardround.simulator.stages import Arrived, Crossing, Stages, _without_training, check_stages, cross
 
 Make = Callable[..., tuple[Federated, Checkpoint]]
 
 CLIPPING = Privacy(noise_multiplier=0.0, clip_norm=1e-4, delta=1e-3)
+CLIPPING_RDP = replace(CLIPPING, accountant="rdp")
 NOISY = Privacy(noise_multiplier=1.0, clip_norm=1e-4, delta=1e-3, accountant="rdp")
 NO_LIMIT = replace(CLIPPING, clip_norm=math.inf)
 NAMES = ("hospital-0", "hospital-1", "hospital-2")
@@ -67,6 +70,7 @@ def crossed(
     weights: Mapping[str, float] | None = None,
     dropped: tuple[str, ...] = (),
     number: int = 1,
+    feedback: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Arrived:
     """Sends steps of one tensor of three numbers, from a start of (1, 2, 3), through the stages."""
     start = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
@@ -79,7 +83,7 @@ def crossed(
         weights=weights,
         downloads=dict.fromkeys((*steps, *dropped), download),
         common=download,
-        memories={name: Memory() for name in steps},
+        memories={name: Memory(feedback=(feedback or {}).get(name, {})) for name in steps},
         state={},
         rng=lambda purpose, *keys: streams(0, purpose, *keys),
     )
@@ -158,6 +162,24 @@ def test_what_compression_made_longer_is_clipped_again() -> None:
     assert alone.tensors["w"].tolist() == pytest.approx([1, 2 + 1.2, 3 + 1.6])
 
 
+@pytest.mark.parametrize(("clip_norm", "again"), [(1.0, True), (100.0, False)])
+@pytest.mark.parametrize("compression", [TopK(fraction=0.3), Doubled(error_feedback=True)])
+def test_what_the_second_clip_takes_away_waits_too(compression: Compression, clip_norm: float, again: bool) -> None:
+    """``sum_t clip(c_t) + e_T = sum_t clip(step_t)`` over 12 rounds; top-k sends one number of three."""
+    stages = Stages(privacy=replace(CLIPPING, clip_norm=clip_norm), compression=compression)
+    given, arrived, lengths, feedback = torch.zeros(3).double(), torch.zeros(3).double(), [], {}
+    for number in range(12):
+        step = torch.tensor([1.0, 0.9, 0.8 + 0.1 * number]).double()
+        given += bounded({"w": step}, clip_norm)["w"]
+        outcome = crossed(stages, {"hospital-0": step.tolist()}, feedback=feedback)
+        sent = 4 * (outcome.updates[0].tensors["w"] - torch.tensor([1.0, 2.0, 3.0]))  # the mean has m = 4
+        lengths.append(sent.norm().item())
+        arrived, feedback = arrived + sent, outcome.feedback
+    assert max(lengths) <= clip_norm * (1 + 1e-12)
+    assert (lengths[-1] > clip_norm * (1 - 1e-12)) == again
+    torch.testing.assert_close(arrived + feedback["hospital-0"]["w"], given, rtol=0, atol=1e-12)
+
+
 def test_the_attack_comes_before_the_clip() -> None:
     stages = Stages(attack=SignFlip(hospitals=("hospital-0",), strength=10.0), privacy=replace(CLIPPING, clip_norm=2.0))
     mean = crossed(stages, {"hospital-0": [4, 0, 0], "hospital-1": [0, 1, 0]}).updates[0]
@@ -190,9 +212,34 @@ def test_a_secure_sum_of_weighted_hospitals_by_hand() -> None:
     assert cut.updates[0].tensors["w"].tolist() == pytest.approx([1 + 127 / 4, 2 + 6 / 4, 3 - 3 * 127 / 4], abs=0.75)
 
 
-def test_too_few_answers_fail_the_round() -> None:
-    with pytest.raises(ValueError, match="1 of 3 hospitals answered, the masks are recovered from at least 2"):
-        crossed(Stages(secure_sum=SecureSum()), {"hospital-0": [1, 0, 0]}, dropped=("hospital-1", "hospital-2"))
+@pytest.mark.parametrize("privacy", [None, NOISY])
+def test_too_few_answers_fail_the_round(privacy: Privacy | None) -> None:
+    stages = Stages(secure_sum=SecureSum(), privacy=privacy)
+    message = (
+        "1 of 3 hospitals answered, the masks are recovered from at least 2; lower .*threshold or cohort.drop_rate"
+    )
+    with pytest.raises(ValueError, match=message):
+        crossed(stages, {"hospital-0": [1, 0, 0]}, dropped=("hospital-1", "hospital-2"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hospital_that_never_answers_moves_the_count_by_a_half(name: str) -> None:
+    """The clip norm moves by ``-rate (1/2 + count / m - quantile)`` in its logarithm, here -0.2 count / 4.
+
+    Two of three are longer than S = 1, so that the count is -1/2; without a long one it is 0, without the short one -1.
+    A long step against a step of zero is no neighbour: it moves the count by 1.
+    """
+    stages = Stages(privacy=replace(CLIPPING, clip_norm=1.0, adaptive=AdaptiveClip()))
+    steps = {"hospital-0": [2, 0, 0], "hospital-1": [0, 0.5, 0], "hospital-2": [9, 9, 9]}
+
+    def count(steps: Mapping[str, list[float]], dropped: tuple[str, ...] = ()) -> float:
+        return math.log(crossed(stages, steps, dropped=dropped).state["clip_norm"].item()) * 4 / -0.2
+
+    others = {other: step for other, step in steps.items() if other != name}
+    assert count(steps) == pytest.approx(-0.5)
+    assert abs(count(steps) - count(others, dropped=(name,))) == pytest.approx(0.5)
+    zero = abs(count(steps) - count({**steps, name: [0, 0, 0]}))
+    assert zero == pytest.approx(0.0 if name == "hospital-1" else 1.0)
 
 
 @pytest.mark.parametrize("secure", [None, SecureSum()])
@@ -291,6 +338,16 @@ def test_the_ledger_counts_the_last_stage(staged: Make) -> None:
     assert [row["bytes_up"] for row in advance(federated, before).rows["ledger"]] == [message] * 3
 
 
+@pytest.mark.parametrize("stages", [Stages(), Stages(secure_sum=SecureSum(word_bits=48)), Stages(compression=Int8())])
+def test_the_ledger_counts_reported_numbers(staged: Make, stages: Stages) -> None:
+    """FedNova is FedAvg and one number of 8 bytes, whatever stage its tensors go through."""
+    with_number, without = (
+        [row["bytes_up"] for row in advance(*staged(stages, AGGREGATORS[name]())).rows["ledger"]]
+        for name in ("fednova", "fedavg")
+    )
+    assert with_number == [8 + size for size in without]
+
+
 def test_a_dropped_hospital_has_sent_its_keys_and_shares(staged: Make) -> None:
     cohort = Cohort(drop_rate=0.5)
     federated, before = staged(Stages(secure_sum=SecureSum(threshold=0.0)), volumes=(1, 1, 1, 1), cohort=cohort)
@@ -362,7 +419,7 @@ KEY = {True: "stages.privacy", False: "stages.secure_sum"}
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["flap_sam", "scaffold", "qfedavg", "krum"])
+@pytest.mark.parametrize("name", ["flap_sam", "scaffold", "qfedavg", "krum", "hetlora", "padded_fedavg"])
 def test_algorithms_that_need_every_update_are_refused(staged: Make, stages: Stages, name: str) -> None:
     aggregator = AGGREGATORS[name]()
     volumes = (1,) * 5 if name == "krum" else (1, 1, 1)
@@ -444,8 +501,71 @@ def test_starts_are_compared_in_every_round(staged: Make, stages: Stages) -> Non
 
 def test_reports_of_a_rule_are_not_private(staged: Make) -> None:
     federated, before = staged(Stages(privacy=NOISY), AGGREGATORS["fednova"]())
-    with pytest.raises(ValueError, match=r"round 1: stages.privacy: hospital 'hospital-0' reports \['a_norm'\]"):
+    message = r"stages.privacy: hospital 'hospital-0' reports \['a_norm'\]"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_stages(federated, before.server)
+    with pytest.raises(ValueError, match=f"^round 1: {message}"):
         advance(federated, before)
+
+
+@pytest.mark.parametrize("name", [name for name, row in AGGREGATORS.items() if row().consumes == "sum"])
+def test_what_rules_report_and_remember_is_known_before_anybody_trains(staged: Make, name: str) -> None:
+    """The names are those of a real turn."""
+    federated, before = staged(Stages(), AGGREGATORS[name](), volumes=(1, 1))
+    rule, info = federated.aggregator.rule, federated.hospitals["hospital-0"].info
+    download = federated.aggregator.broadcast(before.server, info)
+    untrained = _without_training(rule, before.server, download)
+    windows, rng = federated.hospitals["hospital-0"].train, federated.rng("local", 1)
+    turn = take_turn(federated.workplace, rule, info, download, Memory(), windows, rng, rng)
+    assert untrained.metrics.keys() == turn.result.metrics.keys()
+    assert untrained.memory.keys() == turn.result.memory.keys()
+
+
+def constant(**settings: object) -> Training:
+    schedule = Schedule(warmup_steps=0, horizon_epochs=None)
+    return Training(**{"batch_size": 2, "optimizer": SGD(lr=0.05), "schedule": schedule, **settings})
+
+
+HISTORY = {
+    "warm-up": (constant(schedule=Schedule(warmup_steps=9, horizon_epochs=None)), None, "training.schedule: {warmup"),
+    "decay": (constant(schedule=Schedule(warmup_steps=0)), None, "training.schedule: {warmup_steps: 0, horizon"),
+    "steps": (constant(schedule=Schedule(warmup_steps=0, horizon_epochs=None, horizon_steps=9)), None, "horizon_steps"),
+    "moments": (constant(moments="keep"), None, "training.moments: reset"),
+    "feedback": (constant(), TopK(), "stages.compression.error_feedback: false"),
+}
+
+
+@pytest.mark.parametrize(("training", "compression", "message"), HISTORY.values(), ids=HISTORY)
+def test_with_fixed_cohorts_nothing_may_depend_on_earlier_rounds(
+    staged: Make, training: Training, compression: Compression | None, message: str
+) -> None:
+    """Full and Poisson cohorts have an account of it, and without noise there is no account to keep."""
+    fixed, stages = Cohort(sampling="fixed", size=2), Stages(privacy=NOISY, compression=compression)
+    federated, before = staged(stages, training=training, cohort=fixed)
+    with pytest.raises(ValueError, match=f"cohort.sampling 'fixed' .* Set .*{message}.*; or use poisson or full"):
+        check_stages(federated, before.server)
+    for cohort in (Cohort(), Cohort(sampling="poisson", rate=0.5)):
+        check_stages(replace(federated, cohort=cohort), before.server)
+    check_stages(replace(federated, stages=replace(stages, privacy=CLIPPING_RDP)), before.server)
+
+
+def test_with_fixed_cohorts_a_constant_rate_and_no_feedback_pass(staged: Make) -> None:
+    stages = Stages(privacy=NOISY, compression=TopK(error_feedback=False))
+    federated, before = staged(stages, training=constant(), cohort=Cohort(sampling="fixed", size=2))
+    check_stages(federated, before.server)
+    assert "privacy/epsilon" in {row["metric"] for row in advance(federated, before, rounds=2).rows["metrics"]}
+
+
+def test_with_fixed_cohorts_hospitals_may_remember_nothing(staged: Make) -> None:
+    """FedRep's heads stay in the hospital."""
+    settings = {"training": constant(), "cohort": Cohort(sampling="fixed", size=2)}
+    federated, before = staged(Stages(privacy=NOISY), AGGREGATORS["fedrep"](), **settings)
+    message = "stages.privacy: hospital 'hospital-[012]' remembers .* cohort.sampling 'fixed' .*Use poisson or full"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_stages(federated, before.server)
+    with pytest.raises(ValueError, match=f"^round 1: {message}"):
+        advance(federated, before)
+    check_stages(replace(federated, cohort=Cohort()), before.server)
 
 
 def test_reports_of_a_rule_are_summed_too(staged: Make) -> None:
