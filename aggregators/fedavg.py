@@ -30,9 +30,9 @@ class FedAvg:
         theta <- sum_k p_k theta_k,    p_k = w_k / sum_j w_j over the hospitals that sent the tensor
 
     On low-rank pairs this averages the factors, ``B = sum_k p_k B_k`` and ``A = sum_k p_k A_k``: it is FedIT, and the
-    table has it under that name too. The product of the means is not the mean of the products: it misses
-    ``sum_k p_k B_k A_k`` by the weighted covariance ``sum_k p_k (B_k - B)(A_k - A)``, which is zero when the hospitals
-    share a factor.
+    table has it under that name too. The product of the means is not the mean of the products: ``s B A`` misses
+    ``sum_k p_k s B_k A_k`` by s times the weighted covariance ``sum_k p_k (B_k - B)(A_k - A)``, which is zero when the
+    hospitals share a factor.
 
     Example:
         >>> from wardround.aggregators import AGGREGATORS
@@ -51,6 +51,11 @@ class FedAvg:
     def consumes(self) -> Literal["sum", "updates"]:
         """A mean is all it needs."""
         return "sum"
+
+    @property
+    def uses_weights(self) -> bool:
+        """Its mean is weighted."""
+        return True
 
     @property
     def rule(self) -> LocalRule:

@@ -14,6 +14,7 @@ from .fedavg import FedAvg
 from .lowrank import svd_of_product
 from .merging import changes_for, check_bases_are_frozen, merged
 from .products import Stack
+from .ranges import check_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +35,17 @@ class FedExLora(FedAvg):
 
     Traffic: per adapted pair, up ``r (d_out + d_in)``. Down the same, and the residual: for a hospital that took part
     in the last round ``(K - 1) r (d_out + d_in)`` (at most ``residual_rank (d_out + d_in)``), or ``d_out d_in`` where
-    that is smaller; for one that missed rounds ``d_out d_in`` (:mod:`~wardround.aggregators.merging`).
+    that is smaller; for one that missed rounds ``d_out d_in`` (:mod:`~wardround.aggregators.merging`). A hospital keeps
+    the change of its frozen weights, ``d_out d_in``, from round to round.
 
     Args:
-        residual_rank: Rank to which the residual is cut, at least 1; None: not at all.
+        residual_rank: Rank to which the residual is cut, at least 1 (0 would be ``fedit``); None: not at all.
 
     Example:
         >>> FedExLora(residual_rank=0)
         Traceback (most recent call last):
         ...
-        ValueError: residual_rank: expected None or an integer of at least 1, got 0: without a residual it is fedit
+        ValueError: residual_rank: expected an integer of at least 1, got 0
 
     Source: Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation
     Models", arXiv 2410.09432.
@@ -57,12 +59,8 @@ class FedExLora(FedAvg):
     residual_rank: int | None = None
 
     def __post_init__(self) -> None:
-        rank = self.residual_rank
-        if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-            raise ValueError(
-                f"residual_rank: expected None or an integer of at least 1, got {rank!r}: "
-                "without a residual it is fedit"
-            )
+        if self.residual_rank is not None:
+            check_integer(1, residual_rank=self.residual_rank)
 
     @property
     def consumes(self) -> Literal["sum", "updates"]:

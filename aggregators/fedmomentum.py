@@ -24,13 +24,15 @@ class FedMomentum(FlapSam):
 
     Nothing of the mean is lost, and the next round trains on in its r strongest directions (their "momentum") instead
     of starting anew. Dense tensors are averaged. With different ranks, r is the smallest of the federation, so that
-    every hospital starts from the same effective weight; the directions beyond it that a larger hospital has are fresh
-    (:func:`~wardround.aggregators.lowrank.resplit`).
+    after a merge every hospital starts from the same effective weight; the directions beyond it that a larger hospital
+    has are fresh (:func:`~wardround.aggregators.lowrank.resplit`). Before the first merge this holds where B starts at
+    zero: with ``init_b: normal`` a hospital of lower rank starts from its first directions of a product that is not.
 
     Traffic: per adapted pair, up ``r_k (d_out + d_in)``. Down ``r_k (d_out + d_in)``, and the rest: for a hospital that
     took part in the last round ``(R - r)(d_out + d_in)``, with R the sum of the ranks of the last round, or
     ``d_out d_in`` where that is smaller; for one that missed rounds ``d_out d_in``
-    (:mod:`~wardround.aggregators.merging`).
+    (:mod:`~wardround.aggregators.merging`). A hospital keeps the change of its frozen weights, ``d_out d_in``, from
+    round to round.
 
     Args:
         split: Where the singular values of the kept directions go: ``symmetric`` (half to each factor), ``right`` (to

@@ -11,6 +11,7 @@ from torch import Tensor
 from .contract import Download, Fit, HospitalInfo, LocalResult, LocalRule, ServerState, Tensors
 from .fedavg import FedAvg
 from .plain import PlainTraining
+from .ranges import check_between
 
 ALIGN_A, ALIGN_B = 0, 1
 
@@ -79,7 +80,7 @@ class FedRotLora(FedAvg):
     ``(B_k Q_k)(Q_k^T A_k) = B_k A_k``: no hospital's update changes, only its coordinates. By orthogonal Procrustes,
     ``A_k A^T = U S V^T`` gives ``R_k = U diag(1, ..., 1, det(U V^T)) V^T``; for B the same with ``B_k^T B``. No
     rotation in the first round, where nothing has been learned together; then A is aligned in every second round, and B
-    in those between.
+    in those between. Rounds to which nobody came (Poisson sampling) count.
 
     The rotation happens at the hospital, so that the server needs a sum only. Cost O(d r^2 + r^3) per pair and
     hospital.
@@ -108,8 +109,7 @@ class FedRotLora(FedAvg):
     lam: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lam: expected a number between 0 and 1, got {self.lam!r}")
+        check_between(0, 1, lam=self.lam)
 
     @property
     def rule(self) -> LocalRule:

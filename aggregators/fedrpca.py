@@ -14,6 +14,7 @@ from .arithmetic import weighted_mean
 from .checks import AggregationError
 from .contract import Aggregated, ClientUpdate, ServerState, Setting, Streams
 from .fedavg import FedAvg
+from .ranges import check_integer, check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,14 @@ class FedRpca(FedAvg):
 
     Read the split with care. A matrix of few columns determines it weakly: with 10 hospitals, two common directions and
     5 % of spikes, L was off by a fifth of its norm. Even when all hospitals send the same, the largest entries are
-    counted as sparse and amplified, so that beta also stretches what all agree on. And the result depends on the gauge
-    of the factors.
+    counted as sparse and amplified, so that beta also stretches what all agree on. With few hospitals that is most of
+    what it does: where each took a common step plus as much noise of its own, S had more than half of the energy, and
+    beta = 2 made the mean step longer by the factor 1.8, 1.7, 1.5 or 1.4 with 2, 3, 6 or 10 hospitals, and turned it by
+    less than 7 degrees. Compare with a larger server step before you credit the split. And the result depends on the
+    gauge of the factors.
+
+    One update alone has no common part. A round in which only one hospital answers ends the run, so that cohorts have
+    to be large enough for that not to happen (Poisson sampling, drop-outs, a rule that leaves one: ``krum``).
 
     Traffic: per adapted pair ``r (d_out + d_in)`` up and down. Server: per factor, about a hundred iterations of
     ``O(r d K^2)``, d its width.
@@ -54,15 +61,18 @@ class FedRpca(FedAvg):
     max_iterations: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.max_iterations < 1:
-            raise ValueError(f"max_iterations: expected at least 1, got {self.max_iterations!r}")
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta: expected a finite number of at least 0, got {self.beta!r}")
+        check_not_negative(beta=self.beta)
+        check_integer(1, max_iterations=self.max_iterations)
 
     @property
     def consumes(self) -> Literal["sum", "updates"]:
         """The decomposition needs every hospital's step."""
         return "updates"
+
+    @property
+    def uses_weights(self) -> bool:
+        """Every hospital counts the same."""
+        return False
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0. Raises ValueError for different ranks and for a single hospital."""

@@ -12,6 +12,7 @@ from .contract import Aggregated, ClientUpdate, Download, HospitalInfo, ServerSt
 from .fedavg import FedAvg
 from .one_factor import average_one, check_pairs, first_state, train_one
 from .products import decomposed, factors
+from .ranges import check_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +32,17 @@ class FedSvd(FedAvg):
     orthogonal to the others, and zero columns of B, so that they can learn.
 
     What the new split does: it makes the rows of A orthonormal once, and from then on turns them within the space they
-    span. Plain gradient steps on B do not notice the turn; optimizers that look at single entries, as Adam does, do.
-    With SGD and a B of full rank it is therefore FFA-LoRA from an orthonormal A. Moments of the local optimizer belong
-    to the old basis: leave them reset in every round, as they are by default.
+    span, while B has full rank and the product rank r. Below that the spare rows are drawn anew, from the whole space,
+    and the model looks where it could not before. Plain gradient steps on B do not notice the turn; optimizers that
+    look at single entries, as Adam does, do. With SGD and a B of full rank it is therefore FFA-LoRA from an orthonormal
+    A. Moments of the local optimizer belong to the old basis: leave them reset in every round, as they are by default.
 
     Traffic: per pair r d_out up; down r (d_out + d_in) where A is new to the hospital, with period 1 in every round,
-    and r d_out elsewhere (:mod:`~wardround.aggregators.one_factor`).
+    and r d_out elsewhere (:mod:`~wardround.aggregators.one_factor`); with a longer period a hospital keeps A.
 
     Args:
-        period: Rounds from one split to the next, at least 1.
+        period: Rounds from one split to the next, at least 1. A round to which nobody comes (Poisson sampling) counts,
+            and has no split.
 
     Example:
         >>> FedSvd(period=0)
@@ -57,13 +60,12 @@ class FedSvd(FedAvg):
     period: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.period, int) or self.period < 1:
-            raise ValueError(f"period: expected an integer of at least 1, got {self.period!r}")
+        check_integer(1, period=self.period)
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values. Raises ValueError without pairs, and when hospitals have different ranks."""
         check_pairs(setting)
-        return first_state(setting, dict(setting.trainable))
+        return first_state(setting, setting.trainable)
 
     def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
         """B and the dense tensors train; A goes with them until the hospital has it."""

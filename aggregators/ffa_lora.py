@@ -28,8 +28,8 @@ class FfaLora(FedAvg):
     linear in B, so that noise added for differential privacy stays linear too, and the scale of the pair only changes
     the learning rate of B. It usually wants a larger learning rate than training both factors.
 
-    Traffic: per pair ``r d_out`` up and down. A (``r d_in``) is sent once to every hospital: until the server has had
-    an answer from it (:mod:`~wardround.aggregators.one_factor`).
+    Traffic: per pair ``r d_out`` up and down. A (``r d_in``) is sent once to every hospital, which keeps it: until the
+    server has had an answer from it (:mod:`~wardround.aggregators.one_factor`).
 
     Args:
         init_a: ``keep``: A as the method draws it; ``orthonormal``: the same rows made orthonormal, one after the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .arithmetic import shapes_of, weighted_mean
 from .contract import (
@@ -12,19 +12,18 @@ from .contract import (
     ClientUpdate,
     Download,
     HospitalInfo,
-    LocalRule,
     ServerState,
     Setting,
     Streams,
     Tensors,
 )
+from .fedavg import FedAvg
 from .lowrank import Split, check_split
-from .plain import PlainTraining
 from .products import factors, for_rank, ideal_means
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlapSam:
+class FlapSam(FedAvg):
     """Mean of the dense tensors; per low-rank pair the mean of the products, cut to the rank of the federation.
 
     ::
@@ -53,17 +52,21 @@ class FlapSam:
     FlexLoRA, Bai et al., arXiv 2402.11505, which also cuts to each hospital's rank.
 
     Differs from the released code in: exact, sign-fixed SVD instead of an unseeded randomised one; weights from the run
-    instead of constants in the source; scales are folded into the product; hospitals may have different ranks;
+    instead of constants in the source; the scale of a pair is a fixed number, folded into the product (there, tensors
+    called scale stay at the hospitals: here are none); hospitals may have different ranks;
     directions in which M is zero are filled so that they can still learn
     (:func:`~wardround.aggregators.lowrank.resplit`).
     """
 
     split: Split = "right"
-    consumes: ClassVar[Literal["sum", "updates"]] = "updates"
-    rule: ClassVar[LocalRule] = PlainTraining()
 
     def __post_init__(self) -> None:
         check_split(self.split)
+
+    @property
+    def consumes(self) -> Literal["sum", "updates"]:
+        """The products of the single hospitals are needed."""
+        return "updates"
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values as they are (B zero, A random)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,20 +15,19 @@ from .contract import (
     ClientUpdate,
     Download,
     HospitalInfo,
-    LocalRule,
     Pair,
     ServerState,
     Setting,
     Streams,
     Tensors,
 )
+from .fedavg import FedAvg
 from .merging import changes_for, check_bases_are_frozen, merged
-from .plain import PlainTraining
 from .products import for_rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flora:
+class Flora(FedAvg):
     """The exact mean of the products, by stacking the factors; it goes into the frozen weight, and LoRA starts anew.
 
     ::
@@ -42,7 +41,8 @@ class Flora:
     Traffic: per adapted pair, up ``r_k (d_out + d_in)``. Down, for a hospital that took part in the last round,
     ``R (d_out + d_in)`` or ``d_out d_in`` where that is smaller, with R the sum of the ranks of the last round; for one
     that missed rounds, ``d_out d_in`` (:mod:`~wardround.aggregators.merging`). The fresh LoRA does not travel: it is
-    drawn from a seed that everybody has.
+    drawn from a seed that everybody has, as is that of round 1. A hospital keeps the change of its frozen weights,
+    ``d_out d_in``, from round to round.
 
     Example:
         >>> from wardround.aggregators import AGGREGATORS
@@ -58,8 +58,10 @@ class Flora:
     dense change instead of all stacks since.
     """
 
-    consumes: ClassVar[Literal["sum", "updates"]] = "updates"
-    rule: ClassVar[LocalRule] = PlainTraining()
+    @property
+    def consumes(self) -> Literal["sum", "updates"]:
+        """The stack needs the factors of every hospital."""
+        return "updates"
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values. Raises ValueError when the weight below a pair is trained itself."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from .arithmetic import folded, normalised_weights
 from .contract import Aggregated, ClientUpdate, Pair, ServerState, Streams
 from .fedavg import FedAvg
-from .ranges import check_not_negative
+from .ranges import check_integer, check_not_negative
 
 Coefficients = Literal["shared", "per_pair"]
 
@@ -38,8 +38,8 @@ class FloraNa(FedAvg):
     Traffic: r (d_out + d_in) up, r (d_out + d_in) down per pair; all else as FedAvg.
 
     Args:
-        coefficients: ``shared``: one (a, b) for all pairs, as in the paper; ``per_pair``: one for each, never worse on
-            any pair.
+        coefficients: ``shared``: one (a, b) for all pairs, as in the paper; ``per_pair``: one for each, never worse
+            than FedIT on any pair.
         ridge: mu relative to the mean diagonal of the least-squares problem at the start, at least 0.
         sweeps: Rounds of the alternation, at least 0; 0 is FedIT.
 
@@ -65,7 +65,8 @@ class FloraNa(FedAvg):
     def __post_init__(self) -> None:
         if self.coefficients not in get_args(Coefficients):
             raise ValueError(f"coefficients: expected 'shared' or 'per_pair', got {self.coefficients!r}")
-        check_not_negative(ridge=self.ridge, sweeps=self.sweeps)
+        check_not_negative(ridge=self.ridge)
+        check_integer(0, sweeps=self.sweeps)
 
     @property
     def consumes(self) -> Literal["sum", "updates"]:

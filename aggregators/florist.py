@@ -13,17 +13,20 @@ from .contract import Aggregated, ClientUpdate, Download, HospitalInfo, Pair, Se
 from .flap_sam import FlapSam
 from .lowrank import LowRankSvd, Split, resplit
 from .products import ideal_means
-from .ranges import check_positive
+from .ranges import check_positive, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Florist(FlapSam):
     """Mean of the products, cut to the fewest directions that hold a share tau of its energy; that pair goes to all.
 
+    No pair has more directions than the largest rank of the federation: where those do not hold tau, less is kept.
+
     ::
 
         M = sum_k p_k s_k B_k A_k = U S V^T
-        r* = the smallest r with  sum_{j <= r} sigma_j^2 >= tau sum_j sigma_j^2      (at least 1, per pair)
+        r* = the smallest r with  sum_{j <= r} sigma_j^2 >= tau sum_j sigma_j^2,
+             or the largest rank of the federation if that is smaller                (at least 1, per pair)
         B <- U_{r*} S_{r*} / s,  A <- V_{r*}^T                                       (split "left")
 
     A hospital of a lower rank than r* keeps the first directions. One of a higher rank fills up: further rows of A
@@ -34,8 +37,9 @@ class Florist(FlapSam):
     hospital's own rank instead of r*. The diagnostic ``adaptive_rank`` is the mean of r* over the pairs.
 
     Args:
-        tau: Share of the energy to keep, in (0, 1]; the paper works with 0.9 to 0.99. 1 cuts nothing but what exceeds
-            the largest rank of the federation.
+        tau: Share of the energy to keep, in (0, 1], as far as the largest rank of the federation allows: four hospitals
+            of rank 2 with nothing in common keep about half of it at any tau above that. The paper works with 0.9 to
+            0.99; 1 cuts what FlexLoRA cuts.
         padding_std: Standard deviation of the rows that fill A up, above 0.
         split: Where the singular values go: ``left`` into B (A orthonormal), ``right`` into A, ``symmetric`` the roots
             into each.
@@ -50,9 +54,9 @@ class Florist(FlapSam):
     found best.
 
     Differs from the paper in: one QR of each stack instead of two thin SVDs and a third of their core, which has the
-    same singular values; r* never exceeds the largest rank of the federation, because nobody could hold more; the side
-    that takes the singular values is our choice, not re-read in the paper, and so is the reading of the ``0.02`` in
-    SpecTraL's N(0, 0.02) as a standard deviation; SpecTraL's other rule for r* (ScreeNOT) is not offered.
+    same singular values; the bound on r*, because nobody could hold more; the side that takes the singular values is
+    our choice, not re-read in the paper, and so is the reading of the ``0.02`` in SpecTraL's N(0, 0.02) as a standard
+    deviation; SpecTraL's other rule for r* (ScreeNOT) is not offered.
     """
 
     tau: float = 0.99
@@ -61,8 +65,7 @@ class Florist(FlapSam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.tau <= 1:
-            raise ValueError(f"tau: expected a number above 0 and at most 1, got {self.tau!r}")
+        check_share(tau=self.tau)
         check_positive(padding_std=self.padding_std)
 
     def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:

@@ -17,6 +17,7 @@ from .arithmetic import (
     folded,
     normalised_weights,
     rank_of,
+    rescaled,
     resized,
     shapes_of,
     weighted_mean,
@@ -27,6 +28,7 @@ from .contract import (
     Download,
     Fit,
     HospitalInfo,
+    Layout,
     LocalResult,
     LocalRule,
     Pair,
@@ -40,6 +42,7 @@ from .fedavg import FedAvg
 from .lowrank import product_inner
 from .padded_fedavg import mean_by_direction
 from .products import for_rank
+from .ranges import check_integer, check_not_negative, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,8 @@ class HetLora(FedAvg):
     products and tails are taken over all pairs together (a hospital has one rank, and one q_k), where the paper leaves
     room for layer by layer; dense tensors are averaged with the run's weights; while all products are zero q_k is the
     run's weight; a direction that no hospital of the round has stays as it was (as in
-    :class:`~wardround.aggregators.padded_fedavg.PaddedFedAvg`).
+    :class:`~wardround.aggregators.padded_fedavg.PaddedFedAvg`). A hospital that gives it up in this round does not have
+    it any more: if only such hospitals answer, it stays for the others. Without others it becomes zero.
     """
 
     lam: float = 0.01
@@ -135,15 +139,9 @@ class HetLora(FedAvg):
     min_rank: int = 1
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.lam < math.inf:
-            problems.append(f"lam: expected a finite number of at least 0, got {self.lam!r}")
-        if not 0 < self.gamma <= 1:
-            problems.append(f"gamma: expected a number in (0, 1], got {self.gamma!r}")
-        if self.min_rank < 1:
-            problems.append(f"min_rank: expected at least 1, got {self.min_rank!r}")
-        if problems:
-            raise ValueError("; ".join(problems))
+        check_not_negative(lam=self.lam)
+        check_share(gamma=self.gamma)
+        check_integer(1, min_rank=self.min_rank)
 
     @property
     def consumes(self) -> Literal["sum", "updates"]:
@@ -169,24 +167,21 @@ class HetLora(FedAvg):
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """Padded factors weighted by the norms of their products, dense tensors by the run; the new ranks."""
         layout = server.setting.layout
+        updates = [_cut(update, layout) for update in updates]
         shares = _shares(server, updates)
         tensors = {**server.tensors, **weighted_mean(updates, layout.dense)}
         for pair in layout.pairs:
             tensors |= mean_by_direction(server, updates, pair, shares, "zero")
-        memory = {"rank": _ranks_after(server, updates)}
-        return Aggregated(server=replace(server, round=server.round + 1, tensors=tensors, memory=memory))
+        ranks = _ranks_after(server, updates)
+        tensors = at_rank(at_rank(tensors, layout, int(ranks.max())), layout, server.setting.rank)
+        return Aggregated(server=replace(server, round=server.round + 1, tensors=tensors, memory={"rank": ranks}))
 
     def deploy(self, server: ServerState, hospital: HospitalInfo | None, memory: Tensors) -> Tensors:
         """The global model at the rank the hospital has reached, padded with zeros; at full rank at a new site."""
         if hospital is None:
             return server.tensors
-        reached = _as_reached(server, hospital)
-        cut = for_rank(server, reached)
-        padded = at_rank(cut, server.setting.layout, hospital.rank)
-        if reached.rank is not None and hospital.rank is not None:
-            for pair in server.setting.layout.pairs:
-                padded[pair.B] = padded[pair.B] * (pair.scale(reached.rank) / pair.scale(hospital.rank))
-        return padded
+        cut = for_rank(server, _as_reached(server, hospital))
+        return rescaled(cut, server.setting.layout, hospital.rank)
 
 
 def _pairs(download: Download) -> tuple[Pair, ...]:
@@ -201,6 +196,11 @@ def _as_reached(server: ServerState, hospital: HospitalInfo) -> HospitalInfo:
     if hospital.name not in names:
         return hospital
     return replace(hospital, rank=int(server.memory["rank"][names.index(hospital.name)]))
+
+
+def _cut(update: ClientUpdate, layout: Layout) -> ClientUpdate:
+    """The update at the rank it reports: zeros in directions that were given up are no say in them."""
+    return replace(update, tensors=rescaled(update.tensors, layout, int(update.metrics["rank"])))
 
 
 def _ranks_after(server: ServerState, updates: Sequence[ClientUpdate]) -> Tensor:

@@ -7,18 +7,18 @@ which drift and cosine say nothing.
 Everything goes through Gram blocks and QR of the stacked factors; a dense (d_out, d_in) matrix is formed only where the
 aggregator itself changed a frozen weight.
 
-Legend: K hospitals, p_k normalised weight, ``W_k = s_k B_k A_k`` the product a hospital ends with, ``W`` the server's
-before and ``W'`` after the step (with the change of the frozen weight in it), ``M = sum_k p_k W_k`` the ideal mean. On
-dense tensors W_k is the tensor itself.
+Legend: K hospitals, p_k normalised weight, ``W_k = s_k B_k A_k`` the product a hospital ends with, ``x_k`` its step
+from the product it was handed, ``W`` the server's product before and ``W'`` after the step (with the change of the
+frozen weight in it), ``M = sum_k p_k W_k`` the ideal mean. On dense tensors W_k is the tensor itself.
 
 ========================  ==============================================================================================
 ideal_distance            ``||W' - M|| / ||M||`` (Frobenius): how far the aggregate is from the mean of the products
 energy_kept               ``sum_{i <= r} sigma_i^2 / sum_i sigma_i^2`` of M: what the best pair of rank r could keep
 effective_rank            ``exp(-sum_i q_i ln q_i)``, ``q_i = sigma_i / sum_j sigma_j``: directions M really has
 gauge_imbalance           ``||B^T B - A A^T|| / (||B^T B|| + ||A A^T||)`` of the new pair: 0 balanced, 1 one factor is 0
-hospital_step             ``sqrt(sum_k p_k ||W_k - W||^2)``: how far a hospital walks
-drift                     ``sqrt(sum_k p_k ||W_k - M||^2 / sum_k p_k ||W_k - W||^2)``: 0 all walk alike, 1 they cancel
-cosine                    mean cosine between the steps ``W_k - W`` of two hospitals
+hospital_step             ``sqrt(sum_k p_k ||x_k||^2)``: how far a hospital walks
+drift                     ``sqrt(sum_k p_k ||x_k - mean x||^2 / sum_k p_k ||x_k||^2)``: 0 all step alike, 1 steps cancel
+cosine                    mean cosine between the steps of two hospitals
 server_step               ``||W' - W||``
 ========================  ==============================================================================================
 
@@ -59,13 +59,15 @@ class Layer:
     Args:
         name: The frozen weight of a pair, with its rows; or ``encoder (dense)``.
         ideal_norm: ``||M||``.
-        ideal_distance: See the table of the module, as all that follow.
+        missed: ``||W' - M||``.
+        ideal_distance: See the table of the module, as all that follow; None where M is zero and W' is not.
         spectrum: The first singular values of M, descending.
     """
 
     name: str
     ideal_norm: float
-    ideal_distance: float
+    missed: float
+    ideal_distance: float | None
     hospital_step: float
     drift: float | None
     cosine: float | None
@@ -102,7 +104,7 @@ def measure(
         return ()
     old, new = (aggregator.deploy(state, None, {}) for state in (before, after))
     layout = before.setting.layout
-    terms = [_Sent(update=u, tensors={**downloads[u.hospital].start, **u.tensors}) for u in updates]
+    terms = [_Sent(update=u, start=downloads[u.hospital].start) for u in updates]
     products = [
         _Product(pair=pair, old=old, new=new, sent=sent, base=_base_change(before, after, pair))
         for pair in layout.pairs
@@ -124,11 +126,11 @@ def overall(layers: Sequence[Layer]) -> dict[str, float]:
         return {}
     compared = [layer for layer in layers if layer.energy_kept is not None] or layers
     ideal = math.sqrt(sum(layer.ideal_norm**2 for layer in compared))
-    missed = math.sqrt(sum((layer.ideal_distance * layer.ideal_norm) ** 2 for layer in compared))
+    missed = math.sqrt(sum(layer.missed**2 for layer in compared))
     squares = sum(layer.hospital_step**2 for layer in layers)
     spread = sum(((layer.drift or 0.0) * layer.hospital_step) ** 2 for layer in layers)
     numbers: dict[str, float | None] = {
-        "ideal_distance": missed / ideal if ideal > 0 else 0.0,
+        "ideal_distance": _relative(missed, ideal),
         **{name: _mean(getattr(layer, name) for layer in layers) for name in MEASURES[1:4]},
         "hospital_step": math.sqrt(squares),
         "drift": math.sqrt(spread / squares) if squares > 0 else None,
@@ -143,10 +145,15 @@ def overall(layers: Sequence[Layer]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sent:
-    """An update with the tensors of the model it was made with: those that did not train are the download's."""
+    """An update, and what its hospital was handed."""
 
     update: ClientUpdate
-    tensors: Tensors
+    start: Tensors
+
+    @property
+    def tensors(self) -> Tensors:
+        """The model the hospital ended with: what did not train is what it was handed."""
+        return {**self.start, **self.update.tensors}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,44 +186,52 @@ def _pair_layer(product: _Product, mean: LowRankSvd, spectrum: int) -> Layer:
     pair, tensors = product.pair, [sent.tensors for sent in product.sent]
     new = [product.new, *tensors], [1.0, *(-weight for weight in product.weights)]
     step = [product.new, product.old], [1.0, -1.0]
-    ideal = math.sqrt(float(mean.energy()))
-    missed = _norm(_stack(*new, pair), product.base)
-    walked = _walks(product)
-    rank = rank_of(product.new, pair)
-    energy = float(mean.energy())
+    missed, moved = (_norm(_stack(*terms, pair), product.base) for terms in (new, step))
+    energy, kept = float(mean.energy()), float(mean.energy(rank_of(product.new, pair)))
     return replace(
-        _layer(_pair_name(pair), ideal, missed, walked, product.weights, _norm(_stack(*step, pair), product.base)),
-        energy_kept=float(mean.energy(rank)) / energy if energy > 0 else 1.0,
+        _layer(_pair_name(pair), math.sqrt(energy), missed, _steps_gram(product), product.weights, moved),
+        energy_kept=kept / energy if energy > 0 else 1.0,
         effective_rank=_effective_rank(mean.S),
         gauge_imbalance=_gauge_imbalance(product.new, pair),
         spectrum=tuple(mean.S[:spectrum].double().tolist()),
     )
 
 
-def _walks(product: _Product) -> Tensor:
-    """Inner products of the hospitals' steps ``W_k - W``, (K, K), float64."""
-    terms = [folded(tensors, product.pair) for tensors in (product.old, *(sent.tensors for sent in product.sent))]
-    G = gram([B for B, _ in terms], [A for _, A in terms])
-    return (G[1:, 1:] - G[1:, :1] - G[:1, 1:] + G[0, 0]).cpu()
+def _steps_gram(product: _Product) -> Tensor:
+    """Inner products of the hospitals' steps, (K, K), float64; exactly 0 for one that did not move."""
+    steps = [_step_stack(sent, product.pair) for sent in product.sent]
+    return gram([B for B, _ in steps], [A for _, A in steps]).cpu()
+
+
+def _step_stack(sent: _Sent, pair: Pair) -> Stack:
+    """Factors of ``B A - B' A' = (B - B') A + B' (A - A')``, with what the hospital was handed as B' and A'."""
+    (B, A), (B_, A_) = ((f.double() for f in folded(tensors, pair)) for tensors in (sent.tensors, sent.start))
+    return torch.cat([B - B_, B_], dim=1), torch.cat([A, A - A_], dim=0)
 
 
 def _layer(
-    name: str, ideal: float, missed: float, walks: Tensor, weights: Sequence[float], server_step: float
+    name: str, ideal: float, missed: float, steps: Tensor, weights: Sequence[float], server_step: float
 ) -> Layer:
     """What pairs and dense tensors have in common, from the Gram matrix of the hospitals' steps."""
     p = torch.tensor(weights, dtype=torch.float64)
-    squares = walks.diagonal().clamp_min(0.0)
-    walked = float(p @ squares)
-    spread = max(walked - float(p @ walks @ p), 0.0)  # sum p_k ||x_k - mean||^2 = sum p_k ||x_k||^2 - ||mean||^2
+    walked = float(p @ steps.diagonal().clamp_min(0.0))
+    spread = max(walked - float(p @ steps @ p), 0.0)  # sum p_k ||x_k - mean||^2 = sum p_k ||x_k||^2 - ||mean||^2
     return Layer(
         name=name,
         ideal_norm=ideal,
-        ideal_distance=missed / ideal if ideal > 0 else 0.0,
+        missed=missed,
+        ideal_distance=_relative(missed, ideal),
         hospital_step=math.sqrt(walked),
         drift=math.sqrt(spread / walked) if walked > 0 else None,
-        cosine=_mean_cosine(walks),
+        cosine=_mean_cosine(steps),
         server_step=server_step,
     )
+
+
+def _relative(missed: float, ideal: float) -> float | None:
+    if ideal > 0:
+        return missed / ideal
+    return None if missed > 0 else 0.0
 
 
 def _stack(terms: Sequence[Tensors], shares: Sequence[float], pair: Pair) -> Stack:
@@ -238,8 +253,7 @@ def _base_change(before: ServerState, after: ServerState, pair: Pair) -> Tensor 
     old, new = before.base.get(pair.base), after.base.get(pair.base)
     if new is None or old is new:
         return None
-    rows = slice(*pair.rows) if pair.rows is not None else slice(None)
-    return new[rows] if old is None else new[rows] - old[rows]
+    return new[pair.slice] if old is None else new[pair.slice] - old[pair.slice]
 
 
 def _effective_rank(S: Tensor) -> float:
@@ -282,7 +296,7 @@ def _dense_layer(name: str, names: Sequence[str], old: Tensors, new: Tensors, se
     vectors = torch.stack([_vector(term.tensors, names) for term in senders])  # (K, n)
     before, after = _vector(old, names), _vector(new, names)
     mean = torch.tensor(weights, dtype=torch.float64).to(vectors) @ vectors
-    steps = vectors - before
+    steps = vectors - torch.stack([_vector(term.start, names) for term in senders])
     ideal, missed, moved = mean.norm(), (after - mean).norm(), (after - before).norm()
     return _layer(name, float(ideal), float(missed), (steps @ steps.mT).cpu(), weights, float(moved))
 
@@ -291,13 +305,13 @@ def _vector(tensors: Tensors, names: Sequence[str]) -> Tensor:
     return torch.cat([tensors[name].double().flatten() for name in names])
 
 
-def _mean_cosine(walks: Tensor) -> float | None:
-    """Mean off-diagonal cosine; hospitals that did not move have none."""
-    norms = walks.diagonal().clamp_min(0.0).sqrt()
+def _mean_cosine(steps: Tensor) -> float | None:
+    """Mean off-diagonal cosine from a Gram matrix; hospitals that did not move have none."""
+    norms = steps.diagonal().clamp_min(0.0).sqrt()
     moved = norms > 0
     if int(moved.sum()) < 2:
         return None
-    unit = (walks[moved][:, moved] / norms[moved]) / norms[moved, None]
+    unit = (steps[moved][:, moved] / norms[moved]) / norms[moved, None]
     K = len(unit)
     return float((unit.sum() - unit.diagonal().sum()) / (K * (K - 1)))
 

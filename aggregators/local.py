@@ -52,6 +52,7 @@ class Local:
     """
 
     consumes: ClassVar[Literal["sum", "updates"]] = "sum"
+    uses_weights: ClassVar[bool] = False
     rule: ClassVar[LocalRule] = KeepEverything()
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:

@@ -13,7 +13,8 @@ from .arithmetic import normalised_weights, resized, stacked
 from .contract import Aggregated, ClientUpdate, Pair, ServerState, Streams, Tensors
 from .fedavg import FedAvg
 from .lowrank import product_inner
-from .ranges import check_not_negative, check_positive
+from .products import on_rows
+from .ranges import check_integer, check_not_negative, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,19 @@ class LoraFair(FedAvg):
         minimise  1 - cos(W*, (B + D) A) + lam ||D||   over D,    W* = sum_k p_k B_k A_k,  B, A the means of the factors
         B <- B + D,   A <- A                                      ("Avg-Initial": hospitals go on from both)
 
-    The row space stays that of A, so that the result is closer to the ideal mean than FedIT's without being exact. A
-    cosine sees directions only: nothing holds the length of the product but the penalty.
+    The row space stays that of A: the result is closer to the ideal mean in direction than FedIT's, and not exact. A
+    cosine sees directions only. Nothing but the penalty holds the length of the product, and the distance from the
+    ideal mean may grow (:mod:`~wardround.aggregators.lora_fair_ridge` looks at that).
+
+    Two limits of the defaults. A thousand steps arrive at the minimum where the rows of A are about equally long; where
+    they are not, directions with short rows are still under way. And ``lam ||D||`` is in the units of B, which the
+    cosine does not know: while B is small, as early in training, the penalty does nothing, and where B is large enough
+    it forbids every correction.
 
     Neither W* nor a gradient is ever dense. With ``C = W* A^T`` and ``G = A A^T`` the objective is a function of
     ``<C, B + D>`` and ``<(B + D) G, B + D>``, and every iterate lies in the column space of ``[B | C]``: one QR
-    decomposition brings the descent to (2 r, r) matrices, those of all pairs in one batch.
+    decomposition brings the descent to (2 r, r) matrices, those of all pairs in one batch. Cost per pair O(K^2 d r^2)
+    for ``||W*||``, whose K^2 inner products exceed all else when there are many hospitals, and O(r^3) per step.
 
     Traffic: r (d_out + d_in) up, r (d_out + d_in) down per pair; all else as FedAvg.
 
@@ -55,8 +63,9 @@ class LoraFair(FedAvg):
     iterations: int = 1000
 
     def __post_init__(self) -> None:
-        check_not_negative(lam=self.lam, iterations=self.iterations)
+        check_not_negative(lam=self.lam)
         check_positive(lr=self.lr)
+        check_integer(0, iterations=self.iterations)
 
     @property
     def consumes(self) -> Literal["sum", "updates"]:
@@ -94,14 +103,17 @@ class _Problem:
 
 
 def _reduced(updates: Sequence[ClientUpdate], means: Tensors, pair: Pair) -> _Problem:
-    stack_B, stack_A = (stack.double() for stack in stacked(updates, pair, normalised_weights(updates)))
-    B, A = means[pair.B].double(), means[pair.A].double()
-    C = stack_B @ (stack_A @ A.mT)  # (d_out, r)
-    length = product_inner(stack_B, stack_A, stack_B, stack_A).clamp_min(0).sqrt()
-    r = len(A)
-    Q, R = torch.linalg.qr(torch.cat([B, C * _inverse(length)], dim=1))
+    B, (C, G) = means[pair.B].double(), on_rows(updates, pair, means[pair.A])
+    r = len(G)
+    Q, R = torch.linalg.qr(torch.cat([B, C * _inverse(_length(updates, pair))], dim=1))
     Q, R = resized(Q, 1, 2 * r), resized(R, 0, 2 * r)  # zeros where d_out < 2 r
-    return _Problem(Q=Q, B=R[:, :r], C=R[:, r:], G=A @ A.mT)
+    return _Problem(Q=Q, B=R[:, :r], C=R[:, r:], G=G)
+
+
+def _length(updates: Sequence[ClientUpdate], pair: Pair) -> Tensor:
+    """``||W*||``, a scalar."""
+    B, A = (stack.double() for stack in stacked(updates, pair, normalised_weights(updates)))
+    return product_inner(B, A, B, A).clamp_min(0).sqrt()
 
 
 def _gradient(X: Tensor, C: Tensor, G: Tensor) -> Tensor:

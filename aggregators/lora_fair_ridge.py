@@ -9,9 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .arithmetic import folded, normalised_weights, stacked, unfolded
+from .arithmetic import folded, unfolded
 from .contract import Aggregated, ClientUpdate, Pair, ServerState, Streams, Tensors
 from .fedavg import FedAvg
+from .lowrank import rounding
+from .products import on_rows
 from .ranges import check_not_negative
 
 
@@ -34,7 +36,8 @@ class LoraFairRidge(FedAvg):
 
     Args:
         lam: Weight of ``||D||^2``, at least 0, in units of squared row lengths of A: about 1/3 where A is freshly drawn
-            in the way of LoRA. 0: least squares, of minimal norm when ``A A^T`` is singular.
+            in the way of LoRA. 0: least squares, of minimal norm when ``A A^T`` is singular. Combinations of rows of A
+            that are no longer than rounding errors of its dtype count as none: the correction would only amplify them.
 
     Example:
         >>> LoraFairRidge(lam=-1.0)
@@ -68,9 +71,8 @@ class LoraFairRidge(FedAvg):
         return Aggregated(server=replace(after, tensors=tensors))
 
     def _corrected(self, updates: Sequence[ClientUpdate], means: Tensors, pair: Pair) -> Tensor:
-        stack_B, stack_A = (stack.double() for stack in stacked(updates, pair, normalised_weights(updates)))
         B, A = (factor.double() for factor in folded(means, pair))
-        G = A @ A.mT  # (r, r)
-        residual = stack_B @ (stack_A @ A.mT) - B @ G  # (d_out, r)
-        inverse = torch.linalg.pinv(G + self.lam * torch.eye(len(G)).to(G), hermitian=True)
-        return unfolded(B + residual @ inverse, A, pair)[pair.B].to(means[pair.B])
+        C, G = on_rows(updates, pair, A)  # W* A^T (d_out, r), A A^T (r, r)
+        smallest = max(rounding(means[pair.A].dtype) ** 2, rounding(G.dtype))
+        inverse = torch.linalg.pinv(G + self.lam * torch.eye(len(G)).to(G), rtol=smallest, hermitian=True)
+        return unfolded(B + (C - B @ G) @ inverse, A, pair)[pair.B].to(means[pair.B])

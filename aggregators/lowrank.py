@@ -20,6 +20,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .checks import AggregationError
+
 Split = Literal["right", "left", "symmetric"]
 
 
@@ -28,9 +30,6 @@ def check_split(split: str) -> None:
     if split not in get_args(Split):
         choices = ", ".join(repr(choice) for choice in get_args(Split))
         raise ValueError(f"split: expected one of {choices}, got {split!r}")
-
-
-_ROUNDING = 10.0  # singular values below this many machine epsilons of the largest are rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +44,9 @@ class LowRankSvd:
         """One layer of the batch."""
         return LowRankSvd(U=self.U[layer], S=self.S[layer], Vh=self.Vh[layer])
 
-    def product(self, rank: int | None = None) -> Tensor:
-        """The best approximation of M of this rank (Eckart and Young, 1936), dense (..., d_out, d_in); None: M."""
-        return (self.U[..., :rank] * self.S[..., None, :rank]) @ self.Vh[..., :rank, :]
-
     def energy(self, rank: int | None = None) -> Tensor:
         """Squared Frobenius norm of the first ``rank`` directions, per layer (...), in float64; None: of M."""
         return self.S[..., :rank].double().square().sum(-1)
-
-    def tail(self, rank: int) -> Tensor:
-        """Squared Frobenius norm of what is cut off after ``rank`` directions, per layer (...), in float64."""
-        return self.S[..., rank:].double().square().sum(-1)
-
-
-def svd_of_sum(Bs: Sequence[Tensor], As: Sequence[Tensor], weights: Sequence[float]) -> LowRankSvd:
-    """Singular value decomposition of ``sum_k w_k B_k A_k``.
-
-    Args:
-        Bs: K factors (..., d_out, r_k).
-        As: K factors (..., r_k, d_in).
-        weights: K weights, with the scales of the pairs in them.
-    """
-    B = torch.cat([weight * B_k for weight, B_k in zip(weights, Bs, strict=True)], dim=-1)
-    return svd_of_product(B, torch.cat(list(As), dim=-2))
 
 
 def svd_of_product(B: Tensor, A: Tensor) -> LowRankSvd:
@@ -88,21 +67,32 @@ def svd_of_product(B: Tensor, A: Tensor) -> LowRankSvd:
 
 def svd_of_matrix(M: Tensor) -> LowRankSvd:
     """Singular value decomposition of dense matrices (..., d_out, d_in), signs fixed."""
-    U, S, Vh = torch.linalg.svd(M.to(torch.promote_types(M.dtype, torch.float32)), full_matrices=False)
+    U, S, Vh = _svd(M.to(torch.promote_types(M.dtype, torch.float32)))
     return _signs_fixed(LowRankSvd(U=U, S=S, Vh=Vh))
 
 
 def _through_qr(B: Tensor, A: Tensor) -> LowRankSvd:
     Q_B, R_B = torch.linalg.qr(B)  # (..., d_out, R), (..., R, R)
     Q_A, R_A = torch.linalg.qr(A.mT)  # (..., d_in, R), (..., R, R)
-    U, S, Vh = torch.linalg.svd(R_B @ R_A.mT)  # the core (..., R, R)
+    U, S, Vh = _svd(R_B @ R_A.mT)  # the core (..., R, R)
     return LowRankSvd(U=Q_B @ U, S=S, Vh=Vh @ Q_A.mT)
 
 
 def _through_dense(B: Tensor, A: Tensor) -> LowRankSvd:
     q = min(B.shape[-2], B.shape[-1], A.shape[-1])  # beyond R, singular values are rounding errors
-    U, S, Vh = torch.linalg.svd(B @ A, full_matrices=False)
+    U, S, Vh = _svd(B @ A)
     return LowRankSvd(U=U[..., :q], S=S[..., :q], Vh=Vh[..., :q, :])
+
+
+def _svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The thin decomposition. Raises AggregationError where finite factors have a product that is not."""
+    if not torch.isfinite(M).all():
+        raise AggregationError(
+            "singular value decomposition",
+            ["expected a finite product of the factors, got NaN or infinity: an update is too large for its dtype"],
+        )
+    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+    return U, S, Vh
 
 
 def _signs_fixed(svd: LowRankSvd) -> LowRankSvd:
@@ -111,10 +101,14 @@ def _signs_fixed(svd: LowRankSvd) -> LowRankSvd:
     return LowRankSvd(U=svd.U * sign, S=svd.S, Vh=svd.Vh * sign.mT)
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """The share of the largest singular value up to which another one is a rounding error: ten machine epsilons."""
+    return 10.0 * torch.finfo(dtype).eps
+
+
 def numerical_rank(S: Tensor) -> int:
     """How many of the descending singular values (q,) stand above rounding errors of the largest."""
-    largest = S[:1]
-    return int((largest * _ROUNDING * torch.finfo(S.dtype).eps < S).sum())
+    return int((rounding(S.dtype) * S[:1] < S).sum())
 
 
 def resplit(svd: LowRankSvd, rank: int, split: Split, generator: torch.Generator) -> tuple[Tensor, Tensor]:

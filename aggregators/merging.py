@@ -2,19 +2,23 @@
 
 What FLoRA, FedEx-LoRA and FedMomentum share. The server keeps the changes of all frozen weights
 (``ServerState.base``, fp32 or better), so that a merge is one sum. What it costs to tell a hospital depends on what the
-hospital has, which is counted here in merges, one per round:
+hospital has, which is counted here in merges: one in every round that had an update.
 
-* it has all but the last one (it sent an update in the last round): the factors of the last merge, or the dense change
-  of those rows where that is smaller;
-* it lacks more: the dense change of those rows, which never grows. The factors of all missed rounds would be smaller
+* It has all but the last one (it sent an update in the round of the last merge): the factors of the last merge, or the
+  dense change of those rows where that is smaller.
+* It lacks more: the dense change of those rows, which never grows. The factors of all missed merges would be smaller
   after few of them; they are not kept.
 
 A hospital has what it trained from, once its update arrived. One that dropped out on the way counts as having missed
-the round, whatever it received. One that never took part has the pristine weights, the same as before round 1.
+the round, whatever it received; so does one whose update a robust rule (``weights: robust``) rejected, because nothing
+of it comes before the aggregator. What is charged to these two is more than they would need. One that never took part
+has the pristine weights, the same as before round 1.
 
-Server's memory: ``merges/<hospital>``, how many merges the hospital has (int64), and the factors of the last merge
-under the names of the pair's factors, ``merged/<A>`` (q, d_in) and ``merged/<B>`` (d_out, q), where they are smaller
-than the dense change.
+For this a hospital keeps the change of its adapted rows, (d_out, d_in) per pair, beside the pristine weights.
+
+Server's memory: ``merges``, how many there were, ``merges/<hospital>``, how many of them the hospital has (int64), and
+the factors of the last one under the names of the pair's factors, ``merged/<A>`` (q, d_in) and ``merged/<B>``
+(d_out, q), where they are smaller than the dense change.
 
 Legend: q rank of the product that is merged.
 """
@@ -56,9 +60,10 @@ def merged(server: ServerState, updates: Sequence[ClientUpdate], products: Mappi
         updates: Who did, and whose update arrived.
         products: Factors (d_out, q) and (q, d_in) of what is merged, scales and weights in them.
     """
-    base = dict(server.base)
+    base, merges = dict(server.base), _merges(server)
     memory = {name: value for name, value in server.memory.items() if name.startswith("merges/")}
-    memory |= {_count(update.hospital): torch.tensor(server.round) for update in updates}
+    memory |= {f"merges/{update.hospital}": torch.tensor(merges) for update in updates}
+    memory["merges"] = torch.tensor(merges + 1)
     for pair, (B, A) in products.items():
         dtype = torch.promote_types(B.dtype, torch.float32)
         B, A = B.to(dtype), A.to(dtype)
@@ -70,19 +75,14 @@ def merged(server: ServerState, updates: Sequence[ClientUpdate], products: Mappi
 
 def changes_for(server: ServerState, hospital: HospitalInfo) -> dict[str, Tensor]:
     """The tensors that bring a hospital's frozen weights up to date, for ``Download.sent``."""
-    missing = server.round - int(server.memory.get(_count(hospital.name), 0))
+    missing = _merges(server) - int(server.memory.get(f"merges/{hospital.name}", 0))
     sent: dict[str, Tensor] = {}
     for pair in server.setting.layout.pairs if missing else ():
         last = {name: server.memory[name] for name in (f"merged/{pair.B}", f"merged/{pair.A}") if name in server.memory}
-        sent |= last if last and missing == 1 else {f"base/{pair.B}": _rows(server, pair)}
+        sent |= last if last and missing == 1 else {f"base/{pair.B}": server.base[pair.base][pair.slice]}
     return sent
 
 
-def _rows(server: ServerState, pair: Pair) -> Tensor:
-    """The dense change (d_out, d_in) of the rows that a pair is added to."""
-    change = server.base[pair.base]
-    return change if pair.rows is None else change[slice(*pair.rows)]
-
-
-def _count(hospital: str) -> str:
-    return f"merges/{hospital}"
+def _merges(server: ServerState) -> int:
+    """How many there were. Not the number of the round: to some rounds nobody comes (Poisson sampling)."""
+    return int(server.memory.get("merges", 0))

@@ -3,10 +3,14 @@
 With a common A the mean of the products is the product of the mean, ``sum_k p_k B_k A = (sum_k p_k B_k) A``, and
 likewise with a common B: a weighted mean of the trained factor is exact.
 
-A factor that did not change since a hospital last had it need not travel again. The server knows this of the hospitals
-that answered: ``ServerState.memory`` holds, per factor, who has its present value. A hospital that received it and
-never answered counts as one that has nothing, and so does every hospital of a round of which the server sees the mean
-alone (secure aggregation): to those, both factors are sent.
+A factor that did not change since a hospital last had it need not travel again: the hospital keeps it. The server knows
+this of the hospitals that answered: ``ServerState.memory`` holds, per factor, who has its present value. A hospital
+that received it and never answered counts as one that has nothing. So does one whose update a robust rule
+(``weights: robust``) rejected, because nothing of it comes before the aggregator, and every hospital of a round of
+which the server sees the mean alone (secure aggregation). To those, both factors are sent: more than they would need.
+
+Everything is charged from round 1 on, the random initial values too: the server assumes of nobody that it could draw
+them.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ def factor_names(layout: Layout, factor: Factor) -> tuple[str, ...]:
 def first_state(setting: Setting, tensors: Tensors) -> ServerState:
     """Round 0 with these tensors, of which nobody has any."""
     nobody = torch.zeros(len(setting.hospitals), dtype=torch.bool)
-    return ServerState(setting=setting, round=0, tensors=tensors, memory={"has/A": nobody, "has/B": nobody.clone()})
+    memory = {"has/A": nobody, "has/B": nobody.clone()}
+    return ServerState(setting=setting, round=0, tensors=dict(tensors), memory=memory)
 
 
 def train_one(server: ServerState, hospital: HospitalInfo, trained: Factor) -> Download:
@@ -70,6 +75,7 @@ def average_one(server: ServerState, updates: Sequence[ClientUpdate], trained: F
     """
     frozen = "A" if trained == "B" else "B"
     memory = {
+        **server.memory,
         f"has/{trained}": torch.zeros_like(server.memory[f"has/{trained}"]),
         f"has/{frozen}": server.memory[f"has/{frozen}"] | _answered(server.setting, updates),
     }

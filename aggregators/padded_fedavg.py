@@ -33,8 +33,8 @@ class PaddedFedAvg(FedAvg):
 
     ::
 
-        zero:  B[:, j] = sum_k p_k B_k[:, j],            a missing direction counts as zero
-        rows:  B[:, j] = sum_{k: r_k > j} p_k B_k[:, j] / sum_{k: r_k > j} p_k
+        zero:  B[:, j] = sum_{k: r_k >= j} p_k B_k[:, j],    a missing direction counts as zero
+        rows:  B[:, j] = sum_{k: r_k >= j} p_k B_k[:, j] / sum_{k: r_k >= j} p_k        (j = 1, 2, ...)
 
     and A row by row alike. Down goes ``B[:, :r_k]``, ``A[:r_k]``. Scales that depend on the rank are folded into B on
     the way in and taken out on the way down. With equal ranks both are FedAvg.

@@ -13,12 +13,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .arithmetic import at_rank, normalised_weights, rank_of, stacked
+from .arithmetic import normalised_weights, rank_of, rescaled, stacked
 from .contract import ClientUpdate, HospitalInfo, Pair, ServerState, Streams
 from .lowrank import LowRankSvd, Split, resplit, svd_of_product
 
 Stack = tuple[Tensor, Tensor]
 """Factors (d_out, R) and (R, d_in) whose product is meant."""
+
+
+def on_rows(updates: Sequence[ClientUpdate], pair: Pair, A: Tensor) -> tuple[Tensor, Tensor]:
+    """``M A^T`` (d_out, r) and ``A A^T`` (r, r) for the ideal mean M of a pair: what fitting it on the rows of A needs.
+
+    Args:
+        updates: Updates with both factors of the pair.
+        pair: The pair.
+        A: (r, d_in).
+
+    Returns:
+        Both in float64, at cost O(R r (d_out + d_in)).
+    """
+    stack_B, stack_A = (stack.double() for stack in stacked(updates, pair, normalised_weights(updates)))
+    A = A.double()
+    return stack_B @ (stack_A @ A.mT), A @ A.mT
 
 
 def ideal_means(updates: Sequence[ClientUpdate], pairs: Sequence[Pair]) -> dict[Pair, LowRankSvd]:
@@ -69,9 +85,4 @@ def for_rank(server: ServerState, hospital: HospitalInfo | None) -> dict[str, Te
     """
     if hospital is None:
         return dict(server.tensors)
-    layout, full = server.setting.layout, server.setting.rank
-    result = at_rank(server.tensors, layout, hospital.rank)
-    if hospital.rank is not None and full is not None and hospital.rank != full:
-        for pair in layout.pairs:
-            result[pair.B] = result[pair.B] * (pair.scale(full) / pair.scale(hospital.rank))
-    return result
+    return rescaled(server.tensors, server.setting.layout, hospital.rank)

@@ -32,8 +32,8 @@ class RaFlora(FlapSam):
     training turns the factors. Unlike FlexLoRA's, the result therefore depends on which factors a hospital chose for
     its product, once ranks differ.
 
-    M is not the ideal mean: the few hospitals of high rank count for more in the directions they have to themselves.
-    A slot that nobody in the round has is lost, as in FlexLoRA.
+    With different ranks M is not the ideal mean: the few hospitals of high rank count for more in the directions they
+    have to themselves. A slot that nobody in the round has is lost, as in FlexLoRA.
 
     Traffic: up r_k (d_out + d_in), down r_i (d_out + d_in) of the receiver.
 

@@ -39,7 +39,8 @@ class Claims:
         identity: What comes out when all hospitals send the same: ``exact``: these tensors; ``effective``: tensors of
             the same effect (products of pairs, base changes, dense tensors); ``none``: something else, for ``reason``.
         reason: Why there is no identity.
-        weights: ``used``: the result depends on the ratios of the weights; ``uniform``: not on the weights at all.
+        weights: ``used``: the result depends on the ratios of the weights; ``uniform``: not on the weights at all. The
+            aggregator's ``uses_weights`` says the same.
         min_hospitals: Updates it needs at least; with fewer it raises ValueError.
         gauge: ``invariant``: replacing ``(B, A)`` by ``(B G, G^-1 A)`` at any hospital changes nothing; ``not``: it
             does; None: nothing is claimed.
@@ -194,8 +195,10 @@ def does_not_depend_on_the_order(bench: Bench) -> None:
 
 
 def uses_weights_as_claimed(bench: Bench) -> None:
-    """Only ratios of weights matter; whether they matter is claimed."""
-    world, last = bench.world, bench.last
+    """Only ratios of weights matter; whether they matter is claimed, and said by ``uses_weights``."""
+    world, last, says = bench.world, bench.last, bench.aggregator.uses_weights
+    claimed = bench.claims.weights == "used"
+    _expect(says is claimed, f"uses_weights: expected {claimed} as claimed by weights, got {says!r}")
     scaled = bench.aggregate(last.before, [replace(update, weight=7 * update.weight) for update in last.updates])
     _expect_equal(bench.model(world, scaled), bench.model(world, last.after), "all weights times 7")
     models = [

@@ -16,6 +16,7 @@ from wardround.aggregators.arithmetic import (
     half_squared_distance,
     mean_update,
     normalised_weights,
+    rescaled,
     resized,
     stacked,
     unfolded,
@@ -116,6 +117,25 @@ def test_padding_keeps_the_product_and_cutting_undoes_it() -> None:
     again = at_rank(padded, layout, 2)
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
     assert at_rank(tensors, layout, None) == tensors
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_at_another_rank_the_product_of_what_is_left_stays(power: float) -> None:
+    """From rank 4 to 2 the first two directions, from 4 to 6 everything, at whatever scale."""
+    setting = one_pair(3, 5, ranks=(4,), alpha=8.0, power=power)
+    tensors = {"A": normal(4, 5), "B": normal(3, 4), "w": tensor(1.0)}
+    for rank, kept in ((2, 2), (4, 4), (6, 4), (None, 4)):
+        other = rescaled(tensors, setting.layout, rank)
+        assert other["A"].shape == (rank or 4, 5)
+        expected = 8.0 / 4**power * tensors["B"][:, :kept] @ tensors["A"][:kept]
+        torch.testing.assert_close(product(setting, other), expected)
+
+
+def test_the_rows_of_a_pair_are_an_index() -> None:
+    weight = torch.arange(6)
+    some, whole = (Pair(A="A", B="B", base="W", rows=rows) for rows in ((2, 5), None))
+    assert weight[some.slice].tolist() == [2, 3, 4]
+    assert weight[whole.slice].tolist() == weight.tolist()
 
 
 @pytest.mark.parametrize(("power", "scale"), [(0.0, 8.0), (1.0, 2.0), (0.5, 4.0)])

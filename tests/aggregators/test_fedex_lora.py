@@ -104,7 +104,7 @@ def test_a_cut_that_cuts_nothing_is_exact(rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [0, -1, 1.5, True, "all"])
 def test_an_impossible_residual_rank_is_refused(rank: object) -> None:
-    with pytest.raises(ValueError, match=r"^residual_rank: expected None or an integer of at least 1, got .*fedit"):
+    with pytest.raises(ValueError, match=r"^residual_rank: expected an integer of at least 1, got "):
         FedExLora(residual_rank=rank)  # type: ignore[arg-type]
 
 

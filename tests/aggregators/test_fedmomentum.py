@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import scipy.linalg
 import torch
-from pairs import ideal_mean, one_pair, product, random_updates, state, tensor, update
+from pairs import ideal_mean, normal, one_pair, product, random_updates, state, tensor, update
 
 from wardround.aggregators import FedMomentum, FlapSam
 from wardround.aggregators.lowrank import Split
@@ -69,6 +69,17 @@ def test_directions_beyond_the_smallest_rank_are_fresh() -> None:
     B, A = server.tensors["B"][:, 1:], server.tensors["A"][1:]
     assert not B.any()
     torch.testing.assert_close(A @ A.mT, torch.eye(2, dtype=torch.float64))
+
+
+def test_a_b_that_does_not_start_at_zero_is_shared_from_the_first_merge_on() -> None:
+    """As the docstring says: ranks 1 and 3 start from different products (``init_b: normal``), and never again."""
+    setting = one_pair(20, 18, ranks=(1, 3))
+    setting.trainable["B"].copy_(normal(20, 3, seed="B"))
+    server = FedMomentum().init(setting, streams)
+    merged = FedMomentum().aggregate(server, random_updates(setting, [1.0, 2.0]), streams).server
+    for state_, equal in ((server, False), (merged, True)):
+        one, other = (product(setting, FedMomentum().broadcast(state_, h).start) for h in setting.hospitals)
+        assert torch.allclose(one, other, rtol=0, atol=1e-12) == equal
 
 
 def test_the_rest_travels_as_factors() -> None:

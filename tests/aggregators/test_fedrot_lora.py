@@ -24,7 +24,7 @@ def turned(degrees: float) -> Tensor:
 
 def sent(rule: FedRotLora, download: Download, trained: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a hospital sends that ended with these tensors."""
-    fit = Fit(tensors=trained, num_steps=1, sum_lr=1.0)
+    fit = Fit(tensors=trained, learning_rates=(1.0,))
     return dict(rule.rule.finish(download, [fit], {}).tensors)
 
 

@@ -172,6 +172,17 @@ def test_the_step_is_the_mean_of_both_parts() -> None:
     torch.testing.assert_close(after.tensors["w"], sum(one.tensors["w"] for one in updates) / 3)
 
 
+@pytest.mark.parametrize(("K", "factor"), [(2, 1.8), (3, 1.7), (6, 1.5), (10, 1.4)])
+def test_with_few_hospitals_it_is_mostly_a_larger_step(K: int, factor: float) -> None:
+    """As the docstring says: a common step and as much noise at each hospital, 4096 entries, beta = 2."""
+    M = normal(4096, 1, seed="common") + normal(4096, K, seed="noise")
+    L, S = robust_pca(M)
+    mean, step = M.mean(1), L.mean(1) + 2.0 * S.mean(1)
+    assert (step.norm() / mean.norm()).item() == pytest.approx(factor, abs=0.05)
+    assert torch.cosine_similarity(step, mean, dim=0).item() > math.cos(math.radians(7))
+    assert S.square().sum() > 0.5 * M.square().sum()
+
+
 def test_a_round_in_which_nobody_trains_changes_nothing() -> None:
     zero = torch.zeros(1, 8, dtype=torch.float64)
     result, steps = aggregated(2.0, [zero, zero], [zero.mT, zero.mT])
@@ -193,11 +204,11 @@ def test_a_decomposition_that_does_not_arrive_ends_the_round() -> None:
     updates = random_updates(setting, [1.0, 2.0, 5.0])
     with pytest.raises(AggregationError, match=r"^FedRPCA of tensor 'A': expected at most .* raise max_iterations"):
         FedRpca(max_iterations=3).aggregate(state(setting), updates, streams)
-    with pytest.raises(ValueError, match=r"^max_iterations: expected at least 1, got 0"):
-        FedRpca(max_iterations=0)
+    with pytest.raises(ValueError, match=r"^max_iterations: expected an integer of at least 1, got 2\.5"):
+        FedRpca(max_iterations=2.5)
 
 
 @pytest.mark.parametrize("beta", [-0.1, math.inf, math.nan])
 def test_an_impossible_beta_is_refused(beta: float) -> None:
-    with pytest.raises(ValueError, match=r"^beta: expected a finite number of at least 0, got"):
+    with pytest.raises(ValueError, match=r"^beta: expected a number of at least 0, got"):
         FedRpca(beta=beta)

@@ -113,6 +113,18 @@ def test_directions_without_energy_get_orthonormal_rows_and_can_learn() -> None:
     torch.testing.assert_close(tensors["B"] @ tensors["A"], B @ setting.trainable["A"], **EXACT)
 
 
+def test_the_rows_span_another_space_where_b_has_a_lower_rank() -> None:
+    """Rank 4: a round in which B has rank 1 draws three rows anew, which lie outside what A spanned before."""
+    setting = one_pair(20, 17, ranks=(4, 4))
+    first = after_a_round(FedSvd(), state(setting))
+    low = normal(20, 1, seed="column") @ normal(1, 4, seed="row")
+    second = FedSvd().aggregate(first, [update("a", B=low, w=tensor(0.0))], streams).server
+    projectors = [one.tensors["A"].mT @ one.tensors["A"] for one in (first, second)]
+    assert (projectors[0] - projectors[1]).norm() > 1.0
+    kept = second.tensors["A"][0] @ projectors[0]  # the one direction in use is still there
+    torch.testing.assert_close(kept, second.tensors["A"][0], **EXACT)
+
+
 def test_all_directions_are_spare_where_nobody_has_trained() -> None:
     setting = one_pair(8, 9, ranks=(3, 3))
     sent = [update("a", B=setting.trainable["B"], w=tensor(0.0))]

@@ -172,7 +172,8 @@ def test_when_nobody_has_learned_anything_it_is_fedavg() -> None:
     [
         ({"coefficients": "all"}, "coefficients: expected 'shared' or 'per_pair', got 'all'"),
         ({"ridge": -1.0}, "ridge: expected a number of at least 0, got -1.0"),
-        ({"sweeps": -1}, "sweeps: expected a number of at least 0, got -1"),
+        ({"sweeps": -1}, "sweeps: expected an integer of at least 0, got -1"),
+        ({"sweeps": 2.5}, "sweeps: expected an integer of at least 0, got 2.5"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:

@@ -80,6 +80,18 @@ def test_keeps_just_enough_energy(tau: float, power: float) -> None:
         assert download.traffic.keys() == download.start.keys()
 
 
+def test_no_pair_has_more_directions_than_the_largest_rank() -> None:
+    """As the docstring says: four hospitals of rank 2 with nothing in common cannot keep 0.99 of the energy."""
+    setting = one_pair(40, 30, ranks=(2, 2, 2, 2))
+    updates = random_updates(setting, [1.0] * 4)
+    S = np.linalg.svd(ideal_mean(setting, updates).numpy(), compute_uv=False)
+    server = Florist(tau=0.99).aggregate(state(setting), updates, streams).server
+    assert int(server.memory["rank/B"]) == 2
+    energy = np.linalg.norm(product(setting, server.tensors).numpy()) ** 2 / (S**2).sum()
+    assert energy == pytest.approx((S[:2] ** 2).sum() / (S**2).sum())
+    assert 0.4 < energy < 0.6
+
+
 def test_rows_that_fill_up_are_gaussian_and_cost_nothing() -> None:
     """Rank 40 for a product of rank 1: 39 rows of A are N(0, 0.02^2), their columns of B zero, and none travels."""
     setting = one_pair(50, 60, ranks=(40,))

@@ -107,13 +107,6 @@ def test_no_pair_is_closer_than_the_best_and_no_correction_farther_than_fedit(se
     assert found["best"] <= found["ridge, lam 0"] < found["ridge, lam 1"] < found["fedit"]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", FACTORS)
-def test_no_algorithm_of_one_pair_beats_the_best_of_its_rank(name: str, seed: int) -> None:
-    setting, updates = a_round(seed)
-    assert error(AGGREGATORS[name](), setting, updates) >= error(AGGREGATORS["flap_sam"](), setting, updates)
-
-
 @pytest.mark.parametrize("name", BEST_OF_ITS_RANK)
 def test_the_best_of_its_rank_is_the_best(name: str) -> None:
     setting, updates = a_round(1)

@@ -10,15 +10,16 @@ import pytest
 from pairs import ideal_mean, normal, one_pair, product, random_updates, state, tensor, update
 
 from wardround.aggregators import FedAvg, FlapSam
-from wardround.aggregators.arithmetic import shapes_of, with_product
+from wardround.aggregators.arithmetic import with_product
 from wardround.aggregators.contract import Aggregated, ClientUpdate, Download, ServerState, Setting
 from wardround.aggregators.instruments import Layer, measure, overall
 from wardround.aggregators.toy import initial_state, make_world, run_round, streams
 
 
 def downloads(server: ServerState, updates: list[ClientUpdate]) -> dict[str, Download]:
-    names = server.setting.layout.names
-    return {u.hospital: Download(start=server.tensors, train=names, returns=shapes_of(u.tensors)) for u in updates}
+    """What the senders are handed: the server's tensors, at their rank."""
+    hospitals = {hospital.name: hospital for hospital in server.setting.hospitals}
+    return {u.hospital: FlapSam().broadcast(server, hospitals[u.hospital]) for u in updates}
 
 
 def step(aggregator: FedAvg | FlapSam, setting: Setting, updates: list[ClientUpdate]) -> Aggregated:
@@ -81,11 +82,13 @@ def test_against_dense_numpy(ranks: tuple[int, ...]) -> None:
     updates = random_updates(setting, [1.0, 2.0, 3.0])
     pair, _ = layers(FlapSam(), setting, updates)
     M, old = ideal_mean(setting, updates).numpy(), product(setting, setting.trainable).numpy()
-    steps = [product(setting, u.tensors).numpy() - old for u in updates]
+    handed = downloads(state(setting), updates)
+    steps = [(product(setting, u.tensors) - product(setting, handed[u.hospital].start)).numpy() for u in updates]
     new = product(setting, step(FlapSam(), setting, updates).server.tensors).numpy()
     p = np.array([1, 2, 3]) / 6
     walked = sum(w * np.sum(s**2) for w, s in zip(p, steps, strict=True))
-    spread = sum(w * np.sum((s - (M - old)) ** 2) for w, s in zip(p, steps, strict=True))
+    middle = sum(w * s for w, s in zip(p, steps, strict=True))
+    spread = sum(w * np.sum((s - middle) ** 2) for w, s in zip(p, steps, strict=True))
     meetings = [(0, 1), (0, 2), (1, 2)]
     cosines = [np.sum(steps[i] * steps[j]) / np.linalg.norm(steps[i]) / np.linalg.norm(steps[j]) for i, j in meetings]
     values = np.linalg.svd(M, compute_uv=False)
@@ -122,6 +125,30 @@ def test_hospitals_that_agree_and_hospitals_that_cancel() -> None:
     pair, _ = layers(FlapSam(), one_pair(), against)
     assert (pair.drift, pair.cosine) == (pytest.approx(1.0), pytest.approx(-1.0))
     assert (pair.ideal_norm, pair.ideal_distance, pair.energy_kept) == (0.0, 0.0, 1.0)
+
+
+def test_a_zero_mean_that_is_missed_has_no_relative_distance() -> None:
+    """B A = 3 and -3 cancel, the product of the means (1)(2) does not: ||W' - M|| = 2, relative to nothing."""
+    updates = [
+        update("a", 1.0, B=tensor([3.0], [0.0]), A=tensor([1.0, 0.0]), w=tensor(0.0)),
+        update("b", 1.0, B=tensor([-1.0], [0.0]), A=tensor([3.0, 0.0]), w=tensor(0.0)),
+    ]
+    pair, dense = layers(FedAvg(), one_pair(), updates)
+    assert (pair.ideal_norm, pair.missed, pair.ideal_distance) == (0.0, pytest.approx(2.0), None)
+    assert "ideal_distance" not in overall((pair, dense))
+
+
+def test_steps_are_measured_from_what_a_hospital_was_handed() -> None:
+    """Ranks 1 and 3, nobody trains: nobody walks, though the smaller model is not the server's."""
+    setting = one_pair(4, 5, ranks=(1, 3))
+    setting = replace(setting, trainable={**setting.trainable, "B": normal(4, 3, seed="start")})
+    before = state(setting)
+    handed = {hospital.name: FlapSam().broadcast(before, hospital) for hospital in setting.hospitals}
+    still = [replace(update(name, 1.0), tensors=download.start) for name, download in handed.items()]
+    after = FlapSam().aggregate(before, still, streams).server
+    pair, _ = measure(FlapSam(), before, handed, still, after)
+    assert (pair.hospital_step, pair.drift, pair.cosine) == (0.0, None, None)
+    assert pair.server_step > 0  # the mean with the smaller model is not the server's
 
 
 def test_a_single_hospital_and_one_that_did_not_move_have_no_cosine() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from pairs import ideal_mean, one_pair, product, random_updates, state, tensor, update
+from pairs import ideal_mean, normal, one_pair, product, random_updates, state, tensor, update
 from torch import Tensor
 
 from wardround.aggregators import FedAvg, LoraFair, LoraFairRidge
@@ -80,6 +80,52 @@ def test_without_a_penalty_it_turns_as_far_as_the_row_space_allows() -> None:
     assert cosine(got, W) > cosine(fedit, W) + 0.01
 
 
+def uneven(size: float) -> tuple[Setting, list[ClientUpdate]]:
+    """Hospitals that start from one A and end near it; the last of its eight rows is a thirtieth of the first."""
+    setting = one_pair(24, 24, ranks=(8,) * 5)
+    common = {"A": normal(8, 24, seed="A"), "B": normal(24, 8, seed="B")}
+    rows = torch.logspace(0, -1.5, 8, dtype=torch.float64)
+    updates = []
+    for own in random_updates(setting, [1.0] * 5):
+        A, B = common["A"] + own.tensors["A"], size * (common["B"] + own.tensors["B"])
+        updates.append(update(own.hospital, A=rows[:, None] * A, B=B * rows, w=tensor(0.0)))
+    return setting, updates
+
+
+def test_the_default_steps_are_too_few_where_rows_differ_in_length() -> None:
+    """As the docstring says: of what can be won in ``1 - cos`` (0.0068), the defaults have half (0.0035).
+
+    More steps turn it further, and take the product farther from the ideal mean than FedIT's is.
+    """
+    setting, updates = uneven(1e-3)
+    W = ideal_mean(setting, updates)
+    fedit, default, free, best, longer = (
+        product(setting, aggregated(aggregator, setting, updates))
+        for aggregator in (
+            FedAvg(),
+            LoraFair(),
+            LoraFair(lam=0.0),
+            LoraFairRidge(lam=0.0),
+            LoraFair(lam=0.0, iterations=10_000),
+        )
+    )
+    for some in (default, free):
+        assert 0.4 < (cosine(some, W) - cosine(fedit, W)) / (cosine(best, W) - cosine(fedit, W)) < 0.6
+    assert cosine(free, W) < cosine(longer, W) < cosine(best, W)
+    assert (longer - W).norm() > (fedit - W).norm() > (free - W).norm()
+
+
+def test_the_default_penalty_does_nothing_while_b_is_small_and_forbids_all_where_it_is_large() -> None:
+    """As the docstring says: with B of 1e-3 the default result is that of lam = 0, with B of 1 it is FedIT's."""
+    (small, small_updates), (large, large_updates) = uneven(1e-3), uneven(1.0)
+    default, free, fedit = (
+        aggregated(aggregator, small, small_updates)["B"] for aggregator in (LoraFair(), LoraFair(lam=0.0), FedAvg())
+    )
+    assert (default - free).norm() < 0.01 * (free - fedit).norm()
+    default, fedit = (aggregated(aggregator, large, large_updates)["B"] for aggregator in (LoraFair(), FedAvg()))
+    assert torch.equal(default, fedit)
+
+
 def test_a_penalty_above_the_gradient_is_fedavg() -> None:
     """||gradient of the cosine at D = 0|| < lam: D = 0 is the minimum, and it stays there exactly."""
     setting = one_pair(9, 8, ranks=(2, 2, 2))
@@ -134,7 +180,8 @@ def test_without_pairs_it_is_fedavg() -> None:
     [
         ({"lam": -0.5}, "lam: expected a number of at least 0, got -0.5"),
         ({"lr": 0.0}, "lr: expected a number above 0, got 0.0"),
-        ({"iterations": -1}, "iterations: expected a number of at least 0, got -1"),
+        ({"iterations": -1}, "iterations: expected an integer of at least 0, got -1"),
+        ({"iterations": 2.5}, "iterations: expected an integer of at least 0, got 2.5"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, float], message: str) -> None:

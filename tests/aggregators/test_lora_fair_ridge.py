@@ -85,6 +85,29 @@ def test_a_singular_mean_of_factors_is_no_problem() -> None:
     torch.testing.assert_close(product(setting, got), best, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("apart", "kept"), [(0.0, 1), (1e-8, 1), (1e-7, 1), (1e-6, 1), (1e-4, 2)])
+def test_rows_that_differ_by_rounding_errors_are_one(apart: float, kept: int) -> None:
+    """Both rows of every A point the same way up to so much, in float32: B is not blown up to make use of the rest.
+
+    From 1e-4 on there are a thousand roundings between the rows: they are two, and least squares takes both.
+    """
+    setting = one_pair(20, 18, ranks=(2, 2))
+    updates = []
+    for one in random_updates(setting, [1.0, 1.0]):
+        first, other = one.tensors["A"]
+        A = torch.stack([first, 0.37 * first + apart * other])
+        updates.append(update(one.hospital, A=A.float(), B=one.tensors["B"].float(), w=torch.zeros(1)))
+    got = aggregated(LoraFairRidge(lam=0.0), setting, updates)
+    means = aggregated(FedAvg(), setting, updates)
+    largest = got["B"].abs().max().item()
+    assert (largest < 10 * means["B"].abs().max().item()) == (kept == 1)
+    M = sum(0.5 * product(setting, {n: v.double() for n, v in one.tensors.items()}) for one in updates)
+    Vh = torch.linalg.svd(means["A"].double(), full_matrices=False).Vh
+    error = (M - product(setting, {n: v.double() for n, v in got.items()})).norm()
+    best = (M - M @ Vh[:kept].mT @ Vh[:kept]).norm()
+    assert error.item() == pytest.approx(best.item(), rel=1e-5)
+
+
 def test_when_nobody_has_learned_anything_it_is_fedavg() -> None:
     setting = one_pair(ranks=(1, 1))
     zero = {"A": torch.zeros(1, 2).double(), "B": torch.zeros(2, 1).double(), "w": tensor(1.0)}

@@ -19,7 +19,7 @@ def test_one_phase_from_the_download() -> None:
 
 
 def test_sends_what_was_announced_and_remembers_nothing() -> None:
-    fit = Fit(tensors={**DOWNLOAD.start, "w": tensor(3.0)}, num_steps=1, sum_lr=0.1)
+    fit = Fit(tensors={**DOWNLOAD.start, "w": tensor(3.0)}, learning_rates=(0.1,))
     result = PlainTraining().finish(replace(DOWNLOAD, returns={"w": (1,)}), [fit], {})
     assert dict(result.tensors) == {"w": tensor(3.0)}
     assert (result.memory, result.extra) == ({}, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from pairs import one_pair, product, tensor, update
@@ -73,6 +75,21 @@ def test_only_what_is_new_travels() -> None:
         server = last.after
     assert down == [[{"A", "B"}] * 3, [{"B"}] * 2, [{"A"}, {"A"}, {"A", "B"}]]
     assert up == [[{"B"}] * 3, [{"A"}] * 2, [{"B"}] * 3]
+
+
+def test_a_round_to_which_nobody_came_takes_no_turn() -> None:
+    """Rounds 1 and 3 are empty: B trains in round 2, A in round 4. A zero B would give A no gradient in round 2."""
+    world, trained = make_world(), []
+    factors = {name: factor for pair in world.setting.layout.pairs for factor, name in (("A", pair.A), ("B", pair.B))}
+    server = initial_state(RoLora(), world)
+    for number in range(1, 5):
+        if number % 2:
+            server = replace(server, round=number)  # as the round loop does
+            continue
+        last = run_round(RoLora(), world, server)
+        trained.append({factors[name] for one in last.updates for name in one.tensors if name in factors})
+        server = last.after
+    assert trained == [{"B"}, {"A"}]
 
 
 def test_dense_tensors_train_in_every_round() -> None:

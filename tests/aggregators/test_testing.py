@@ -94,6 +94,11 @@ class ConsumesAll(FedAvg):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeniesItsWeights(FedAvg):
+    uses_weights = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartsLate(FedAvg):
     def init(self, setting: Any, rng: Any) -> ServerState:
         return replace(super().init(setting, rng), round=1)
@@ -218,6 +223,8 @@ BROKEN: list[tuple[str, Any, Claims]] = [
     ("uses_weights_as_claimed", Changed(change=unnormalised), EXACT),
     ("uses_weights_as_claimed", Changed(change=uniform), EXACT),
     ("uses_weights_as_claimed", FedAvg(), Claims(weights="uniform")),
+    ("uses_weights_as_claimed", DeniesItsWeights(), EXACT),
+    ("uses_weights_as_claimed", Changed(change=uniform), Claims(identity="exact", weights="uniform", gauge="not")),
     ("keeps_what_all_agree_on", Changed(change=scaled(0.9)), EXACT),
     ("keeps_what_all_agree_on", WrongScale(), Claims()),
     ("keeps_what_all_agree_on", FlapSam(), EXACT),  # only the products are those of the hospitals
