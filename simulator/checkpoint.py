@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..aggregators.contract import ServerState, Setting, Tensors
 from ..clients.hospital import Memory
 from ..clients.training import OptimizerState
 from .files import file_stem, read_json, write_bytes, write_json
+from .tensor_files import below, pack, unpack
 
 Memories = Mapping[str, Memory]
 
@@ -72,7 +71,7 @@ class Checkpoints:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        write_bytes(folder / "server.safetensors", _pack(_server_tensors(checkpoint)))
+        write_bytes(folder / "server.safetensors", pack(_server_tensors(checkpoint)))
         steps = {name: [state.steps for state in memory.optimizer] for name, memory in checkpoint.memories.items()}
         write_json(folder / "state.json", {"round": checkpoint.round, "steps": steps, "memory": files})
         write_json(self.folder / "latest.json", {"round": checkpoint.round})
@@ -91,12 +90,12 @@ class Checkpoints:
         folder = self._round(number)
         try:
             state = read_json(folder / "state.json", ("steps", "memory"))
-            saved = load_file(folder / "server.safetensors")
+            saved, _ = unpack(folder / "server.safetensors")
             memories = {name: self._memory(name, state) for name in state["steps"]}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{folder}: expected a whole checkpoint of round {number}: {error}") from error
         return Checkpoint(
-            server=_server_state(number, setting, saved), memories=memories, stages=_below("stages/", saved)
+            server=_server_state(number, setting, saved), memories=memories, stages=below("stages/", saved)
         )
 
     def _save_memories(self, checkpoint: Checkpoint, changed: Collection[str]) -> dict[str, str]:
@@ -107,16 +106,17 @@ class Checkpoints:
             tensors = _memory_tensors(checkpoint.memories[name])
             if tensors:
                 files[name] = f"{file_stem(name)}-{checkpoint.round:04d}.safetensors"
-                write_bytes(self.folder / "memory" / files[name], _pack(tensors))
+                write_bytes(self.folder / "memory" / files[name], pack(tensors))
         return files
 
     def _memory(self, name: str, state: Mapping[str, Any]) -> Memory:
-        tensors = load_file(self.folder / "memory" / state["memory"][name]) if name in state["memory"] else {}
+        file = state["memory"].get(name)
+        tensors = {} if file is None else unpack(self.folder / "memory" / file)[0]
         optimizer = tuple(
-            OptimizerState(steps=steps, moments=_below(f"moments-{number}/", tensors))
+            OptimizerState(steps=steps, moments=below(f"moments-{number}/", tensors))
             for number, steps in enumerate(state["steps"][name])
         )
-        return Memory(tensors=_below("tensors/", tensors), optimizer=optimizer, feedback=_below("feedback/", tensors))
+        return Memory(tensors=below("tensors/", tensors), optimizer=optimizer, feedback=below("feedback/", tensors))
 
     def _state(self, number: int | None) -> Any:
         return read_json(self._round(number or 0) / "state.json", ("steps", "memory"))
@@ -163,9 +163,9 @@ def _server_state(number: int, setting: Setting, tensors: Tensors) -> ServerStat
     return ServerState(
         setting=setting,
         round=number,
-        tensors=_below("tensors/", tensors),
-        base=_below("base/", tensors),
-        memory=_below("memory/", tensors),
+        tensors=below("tensors/", tensors),
+        base=below("base/", tensors),
+        memory=below("memory/", tensors),
     )
 
 
@@ -175,14 +175,3 @@ def _memory_tensors(memory: Memory) -> dict[str, Tensor]:
     for number, state in enumerate(memory.optimizer):
         tensors |= {f"moments-{number}/{name}": value for name, value in state.moments.items()}
     return tensors
-
-
-def _below(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _pack(tensors: Tensors) -> bytes:
-    """Safetensors bytes; copies, because tensors of one flat buffer share storage."""
-    return save(
-        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    )

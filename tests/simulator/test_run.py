@@ -14,12 +14,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+import torch
 
 from wardround.simulator.assembly import locate
 from wardround.simulator.config import load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.run import run
+from wardround.simulator.tensor_files import pack, unpack
 from wardround.simulator.verify import verify
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -206,10 +207,9 @@ def test_verify_sees_a_changed_number(finished: Path, tmp_path: Path) -> None:
 def test_verify_sees_a_changed_tensor(finished: Path, tmp_path: Path) -> None:
     copy = _copy(finished, tmp_path)
     file = copy / "checkpoint" / "round-0004" / "server.safetensors"
-    tensors = load_file(file)
+    tensors, _ = unpack(file)
     name = next(iter(tensors))
-    tensors[name] = np.nextafter(tensors[name], np.float32(9))
-    save_file(tensors, file)
+    file.write_bytes(pack({**tensors, name: tensors[name].nextafter(torch.tensor(9.0))}))
     assert not verify(copy).identical
 
 
@@ -239,9 +239,9 @@ def test_another_environment_is_refused_unless_allowed(finished: Path, tmp_path:
 def test_a_checkpoint_of_another_model_is_refused(finished: Path, tmp_path: Path) -> None:
     copy = _interrupted(finished, tmp_path)
     file = copy / "checkpoint" / "round-0004" / "server.safetensors"
-    tensors = load_file(file)
+    tensors, _ = unpack(file)
     tensors.popitem()
-    save_file(tensors, file)
+    file.write_bytes(pack(tensors))
     with pytest.raises(ValueError, match="the checkpoint of round 4 is of another model: 1 tensors differ"):
         run(tiny(), out=tmp_path, quiet=True)
 
