@@ -30,7 +30,7 @@ from .progress import counting
 from .randomness import streams
 from .results import COMMON
 from .stages import check_stages
-from .weights import rule_of
+from .weights import check_rule, rule_of
 
 if TYPE_CHECKING:
     from .config import Experiment
@@ -121,6 +121,7 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
     )
     server = _initial_server(federated)
     check_stages(federated, server)
+    check_rule(federated.rule, federated.aggregator, server.setting)
     return Assembled(
         federated=federated,
         assessor=assessor,
@@ -191,7 +192,9 @@ def _loaded(preparation: Preparation, cases: Sequence[Case]) -> tuple[PreparedVo
     return tuple(preparation.load(case) for case in cases)
 
 
-def make_setting(replica: Replica, hospitals: Mapping[str, Hospital], training: Training) -> Setting:
+def make_setting(
+    replica: Replica, hospitals: Mapping[str, Hospital], training: Training, cohort_size: int | None = None
+) -> Setting:
     """What an algorithm may know before round 1."""
     optimizer = training.optimizer
     return Setting(
@@ -201,11 +204,13 @@ def make_setting(replica: Replica, hospitals: Mapping[str, Hospital], training: 
         frozen=replica.frozen_shapes(),
         optimizer="sgd" if isinstance(optimizer, SGD) else "adamw",
         momentum=optimizer.momentum if isinstance(optimizer, SGD) else 0.0,
+        cohort_size=cohort_size,
     )
 
 
 def _initial_server(federated: Federated) -> ServerState:
-    setting = make_setting(federated.workplace.replica, federated.hospitals, federated.workplace.training)
+    place = federated.workplace
+    setting = make_setting(place.replica, federated.hospitals, place.training, federated.cohort.size)
     try:
         return federated.aggregator.init(setting, federated.rng("server"))
     except ValueError as error:

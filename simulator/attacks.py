@@ -5,6 +5,9 @@ honest steps of its own hospitals, those that take part in the round, and no oth
 but do not read what the rest sends. :class:`LabelFlip` leaves the steps alone and acts on the training labels before
 round 1 (:func:`poisoned`); validation and test labels are never touched.
 
+Attacks change the trained tensors only. Whatever else attackers send stays that of an honest hospital: control variates
+(``ClientUpdate.extra`` of SCAFFOLD) and reported numbers (the losses of q-FedAvg), which a real attacker may forge too.
+
 Legend: n hospitals in a round, f of them attackers, Delta_k honest step of attacker k, C classes beside the background.
 """
 
@@ -175,7 +178,8 @@ class Alie:
     Source: Baruch et al., "A Little Is Enough: Circumventing Defenses For Distributed Learning", arXiv 1902.06635,
     Algorithm 3; not re-read: formula from general knowledge of the paper.
 
-    Differs from the paper in: steps instead of gradients; the deviation divides by the number of attackers.
+    Differs from the paper in: steps instead of gradients; the deviation divides by the number of attackers, who need
+    one LoRA rank.
     """
 
     hospitals: tuple[str, ...]
@@ -210,10 +214,18 @@ class Alie:
     def corrupt(self, steps: Steps, rng: Streams) -> dict[str, Tensors]:
         """See :class:`Attack`."""
         names = dict.fromkeys(name for tensors in steps.values() for name in tensors)
-        sent = {name: self._edge([tensors[name] for tensors in steps.values() if name in tensors]) for name in names}
+        sent = {
+            name: self._edge(name, [tensors[name] for tensors in steps.values() if name in tensors]) for name in names
+        }
         return _each(steps, lambda hospital, name, step: sent[name].to(step, copy=True))
 
-    def _edge(self, values: list[Tensor]) -> Tensor:
+    def _edge(self, name: str, values: list[Tensor]) -> Tensor:
+        shapes = {tuple(value.shape) for value in values}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"attack alie: expected steps of one shape from all attackers, got {sorted(shapes)} for {name!r}; "
+                "choose attackers of one LoRA rank"
+            )
         stack = torch.stack(values).double()
         return stack.mean(0) - self.deviations * stack.std(0, correction=0)
 

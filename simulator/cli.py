@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `wardround list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except ArithmeticError as error:  # settings such as 1e300 overflow somewhere
+        _complain(f"error: a number left the range of computing ({error}); look for an extreme setting", args.traceback)
+        return MISTAKE
     except (ValueError, OSError) as error:
         _complain(f"error: {_message(error)}", args.traceback)
         return MISTAKE

@@ -21,7 +21,7 @@ from ..aggregators.checks import AggregationError, check_download, check_server_
 from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
 from ..aggregators.robust import Reweighting, with_diagnostics
 from ..clients.hospital import Memory, Turn, Workplace
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Memories
 from .cohort import Hospital, Outsider, train_sequentially
 from .progress import Progress
 from .randomness import Key, streams
@@ -128,7 +128,8 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
             turns = _train(federated, before, downloads, dropped, progress)
         with watch.stage("aggregate_s"):
             sent = _collect(federated, turns, downloads, number)
-            arrived = _cross(federated, before, sent, downloads, number)
+            memories = {**before.memories, **{turn.hospital.name: turn.memory for turn in turns}}
+            arrived = _cross(federated, before, memories, sent, downloads, number)
             seen, notes = weighed(federated.rule, before.server, arrived.downloads, arrived.updates)
             aggregated = with_diagnostics(_aggregate(federated, before.server, seen, number), notes)
     except AggregationError:
@@ -137,7 +138,7 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
         raise ValueError(f"round {number}: {error}") from error
     server = replace(aggregated.server, round=number)
     return Round(
-        checkpoint=Checkpoint(server=server, memories=_memories(before, turns, arrived), stages=arrived.state),
+        checkpoint=Checkpoint(server=server, memories=_with_feedback(memories, arrived), stages=arrived.state),
         changed=frozenset(turn.hospital.name for turn in turns),
         rows=_rows(federated, number, downloads, turns, sent, arrived, aggregated),
         step=Step(before=before.server, downloads=arrived.downloads, updates=tuple(seen)),
@@ -206,6 +207,7 @@ def _update(turn: Turn, weight: float) -> ClientUpdate:
 def _cross(
     federated: Federated,
     before: Checkpoint,
+    memories: Memories,
     sent: list[ClientUpdate],
     downloads: Mapping[str, Download],
     number: int,
@@ -219,18 +221,17 @@ def _cross(
         weights=federated.weights,
         downloads=downloads,
         common=next(iter(anybody.values())),
-        memories=before.memories,
+        memories=memories,
         state=before.stages,
         rng=federated.rng,
     )
     return cross(at, sent)
 
 
-def _memories(before: Checkpoint, turns: list[Turn], arrived: Arrived) -> dict[str, Memory]:
+def _with_feedback(memories: Memories, arrived: Arrived) -> dict[str, Memory]:
     """What every hospital remembers after the round."""
-    after = {turn.hospital.name: turn.memory for turn in turns}
-    kept = {name: replace(after[name], feedback=feedback) for name, feedback in arrived.feedback.items()}
-    return {**before.memories, **after, **kept}
+    kept = {name: replace(memories[name], feedback=feedback) for name, feedback in arrived.feedback.items()}
+    return {**memories, **kept}
 
 
 def _aggregate(federated: Federated, server: ServerState, updates: list[ClientUpdate], number: int) -> Aggregated:

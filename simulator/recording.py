@@ -11,20 +11,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+import torch
 
 from ..aggregators.contract import Aggregator, ClientUpdate, HospitalInfo, Layout, Pair, ServerState, Setting, Tensors
 from ..aggregators.instruments import measure, overall
 from .federation import Rows, Step, metric_row
 from .files import write_bytes
+from .tensor_files import below, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +72,21 @@ def instrument_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRound:
-    """One round as it was: the shared tensors before it, changes to frozen weights, and the updates."""
+    """One round as it was.
+
+    Args:
+        number: The round.
+        tensors: The shared tensors before it.
+        base: Changes to frozen weights before it.
+        updates: The updates.
+        starts: What every sender was handed.
+    """
 
     number: int
     tensors: Tensors
     base: Tensors
     updates: tuple[ClientUpdate, ...]
+    starts: Mapping[str, Tensors]
 
 
 def record_updates(folder: Path, step: Step, number: int) -> None:
@@ -92,12 +99,14 @@ def record_updates(folder: Path, step: Step, number: int) -> None:
     """
     setting = folder / "setting.safetensors"
     if not setting.exists():
-        write_bytes(setting, _pack(step.before.setting.trainable, _setting_words(step.before.setting)))
+        write_bytes(setting, pack(step.before.setting.trainable, _setting_words(step.before.setting)))
     groups = {"tensors": step.before.tensors, "base": step.before.base}
-    groups |= {f"update-{k}": update.tensors for k, update in enumerate(step.updates)}
+    for k, update in enumerate(step.updates):
+        groups[f"update-{k}"] = update.tensors
+        groups[f"start-{k}"] = _differing(step.downloads[update.hospital].start, step.before.tensors)
     tensors = {f"{group}/{name}": value for group, content in groups.items() for name, value in content.items()}
     words = {"round": number, "updates": [_update_words(update) for update in step.updates]}
-    write_bytes(folder / f"round-{number:04d}.safetensors", _pack(tensors, words))
+    write_bytes(folder / f"round-{number:04d}.safetensors", pack(tensors, words))
 
 
 def read_setting(folder: Path) -> Setting:
@@ -106,7 +115,21 @@ def read_setting(folder: Path) -> Setting:
     Raises:
         ValueError: nothing was recorded there, or the file is damaged.
     """
-    tensors, words = _unpack(folder / "setting.safetensors")
+    path = folder / "setting.safetensors"
+    if not path.exists():
+        raise ValueError(f"{path}: expected updates recorded by `wardround run --record-updates`, got no such file")
+    tensors, words = unpack(path)
+    try:
+        return _setting(tensors, words)
+    except (KeyError, TypeError) as error:
+        raise _other(path, error) from error
+
+
+def _other(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: expected what this version of wardround records, {error!r} does not fit; run again")
+
+
+def _setting(tensors: Tensors, words: Mapping[str, Any]) -> Setting:
     layout = words["layout"]
     return Setting(
         trainable=tensors,
@@ -120,6 +143,7 @@ def read_setting(folder: Path) -> Setting:
         optimizer=words["optimizer"],
         momentum=words["momentum"],
         frozen={name: tuple(shape) for name, shape in words["frozen"].items()},
+        cohort_size=words["cohort_size"],
     )
 
 
@@ -129,16 +153,31 @@ def read_rounds(folder: Path) -> list[RecordedRound]:
 
 
 def _read_round(path: Path) -> RecordedRound:
-    tensors, words = _unpack(path)
+    tensors, words = unpack(path)
+    try:
+        return _round(tensors, words)
+    except (KeyError, TypeError) as error:
+        raise _other(path, error) from error
+
+
+def _round(tensors: Tensors, words: Mapping[str, Any]) -> RecordedRound:
+    server = below("tensors/", tensors)
     updates = [
-        ClientUpdate(tensors=_below(f"update-{k}/", tensors), **update) for k, update in enumerate(words["updates"])
+        ClientUpdate(tensors=below(f"update-{k}/", tensors), **update) for k, update in enumerate(words["updates"])
     ]
+    starts = {update.hospital: {**server, **below(f"start-{k}/", tensors)} for k, update in enumerate(updates)}
     return RecordedRound(
-        number=words["round"],
-        tensors=_below("tensors/", tensors),
-        base=_below("base/", tensors),
-        updates=tuple(updates),
+        number=words["round"], tensors=server, base=below("base/", tensors), updates=tuple(updates), starts=starts
     )
+
+
+def _differing(start: Tensors, shared: Tensors) -> Tensors:
+    """What a hospital was handed that is not what the server holds: lower ranks, personal tensors."""
+    return {
+        name: value
+        for name, value in start.items()
+        if name not in shared or value.shape != shared[name].shape or not torch.equal(value, shared[name])
+    }
 
 
 def _setting_words(setting: Setting) -> dict[str, Any]:
@@ -148,6 +187,7 @@ def _setting_words(setting: Setting) -> dict[str, Any]:
         "optimizer": setting.optimizer,
         "momentum": setting.momentum,
         "frozen": dict(setting.frozen),
+        "cohort_size": setting.cohort_size,
     }
 
 
@@ -158,24 +198,3 @@ def _update_words(update: ClientUpdate) -> dict[str, Any]:
 
 def _rows(rows: list[int] | None) -> tuple[int, int] | None:
     return None if rows is None else (rows[0], rows[1])
-
-
-def _pack(tensors: Tensors, words: Mapping[str, Any]) -> bytes:
-    """Safetensors bytes; the format sorts by name, so the order of the tensors goes into the words."""
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return save(copies, metadata={"wardround": json.dumps({**words, "order": list(tensors)})})
-
-
-def _unpack(path: Path) -> tuple[dict[str, Tensor], Any]:
-    if not path.exists():
-        raise ValueError(f"{path}: expected updates recorded by `wardround run --record-updates`, got no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            words = json.loads(file.metadata()["wardround"])
-            return {name: file.get_tensor(name) for name in words["order"]}, words
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: expected a recorded round, the file is damaged: {error}") from error
-
-
-def _below(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

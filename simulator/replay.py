@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..aggregators import AGGREGATORS
+from ..aggregators.checks import check_updates
 from ..aggregators.contract import Aggregator, Download, ServerState, Setting
 from ..aggregators.instruments import Layer, measure, overall
 from ..aggregators.plain import PlainTraining
@@ -23,7 +24,6 @@ from . import yaml12
 from .builder import ConfigError, build
 from .randomness import streams
 from .recording import RecordedRound, read_rounds, read_setting
-from .results import RunRecords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def replay(run: Path, aggregators: Mapping[str, Aggregator]) -> list[Replayed]:
     """
     folder = run / "updates"
     setting, rounds = read_setting(folder), read_rounds(folder)
-    seed = int(RunRecords.load(run).config["seed"])
+    seed = int(yaml12.load(run / "config.yaml")["seed"])
     if not any(recorded.updates for recorded in rounds):
         raise ValueError(f"{folder}: expected recorded updates, every round there is empty")
     states = _initial_states(aggregators, setting, rounds, seed)
@@ -105,8 +105,11 @@ def named_aggregators(text: str) -> dict[str, Aggregator]:
     problems: list[str] = []
     result: dict[str, Aggregator] = {}
     for entry in entries:
+        title = _title(entry)
+        if title in result:
+            problems.append(f"--aggregators: expected every aggregator once, got {title!r} twice")
         try:
-            result[_title(entry)] = build(_Named, {"aggregator": entry}).aggregator
+            result[title] = build(_Named, {"aggregator": entry}).aggregator
         except ConfigError as error:
             problems += [f"--aggregators: {problem}" for problem in error.problems]
     if problems or not result:
@@ -157,10 +160,12 @@ def _steps(
         if not recorded.updates:
             continue
         before = replace(server, round=recorded.number - 1, tensors=recorded.tensors, base=recorded.base)
+        downloads = _downloads(recorded, aggregator, before)
+        check_updates(recorded.number, downloads, recorded.updates)
         start = time.perf_counter()
         aggregated = aggregator.aggregate(before, list(recorded.updates), streams(seed, "aggregate", recorded.number))
         seconds = time.perf_counter() - start
-        layers = measure(aggregator, before, _downloads(recorded), recorded.updates, aggregated.server)
+        layers = measure(aggregator, before, downloads, recorded.updates, aggregated.server)
         steps.append(
             Replayed(
                 aggregator=name,
@@ -174,10 +179,13 @@ def _steps(
     return steps
 
 
-def _downloads(recorded: RecordedRound) -> dict[str, Download]:
-    """What was handed out, as far as the instruments ask: every tensor trained and came back."""
+def _downloads(recorded: RecordedRound, aggregator: Aggregator, before: ServerState) -> dict[str, Download]:
+    """What the aggregator would hand out, with what was handed out in its place: steps begin there."""
+    hospitals = {hospital.name: hospital for hospital in before.setting.hospitals}
     return {
-        update.hospital: Download(start=update.tensors, train=tuple(update.tensors), returns={})
+        update.hospital: replace(
+            aggregator.broadcast(before, hospitals[update.hospital]), start=recorded.starts[update.hospital]
+        )
         for update in recorded.updates
     }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,8 +63,9 @@ def write_replay(folder: Path, run: Path, steps: Sequence[Replayed]) -> Path:
 
 def _row(name: str, steps: Sequence[Replayed]) -> tuple[str, ...]:
     distance, imbalance, moved = (mean(step.numbers.get(measure) for step in steps) for measure in COMPARED)
-    worst = max(layer.ideal_distance for step in steps for layer in step.layers)
-    seconds = sorted(step.seconds for step in steps)[len(steps) // 2]
+    distances = [layer.ideal_distance for step in steps for layer in step.layers]
+    worst = max((value for value in distances if value is not None), default=None)
+    seconds = statistics.median(step.seconds for step in steps)
     return (name, *map(instrument_text, (distance, worst, imbalance, moved)), f"{1000 * seconds:.1f}")
 
 
@@ -119,7 +121,7 @@ def _layers(steps: Sequence[Replayed]) -> Html:
     """The distance of every layer, mean over the rounds, a column per aggregator."""
     names = _names(steps)
     layers = list(dict.fromkeys(layer.name for step in steps for layer in step.layers))
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], list[float | None]] = {}
     for step in steps:
         for layer in step.layers:
             found.setdefault((layer.name, step.aggregator), []).append(layer.ideal_distance)

@@ -86,7 +86,8 @@ class InstrumentRow:
     round: int
     name: str
     ideal_norm: float
-    ideal_distance: float
+    missed: float
+    ideal_distance: float | None
     energy_kept: float | None
     effective_rank: float | None
     gauge_imbalance: float | None

@@ -66,6 +66,7 @@ def run(
     if directory.manifest is not None and directory.manifest["state"] == "finished":
         return _finished_before(directory, environment(device), images, record_updates)
     with directory.locked():
+        record_updates = record_updates or directory.records_updates  # asked for before a kill in round 1
         _begin(directory, experiment, config, located, device, allow_changed_environment, experiments_file)
         if record_updates:
             directory.update_manifest(record_updates=True)

@@ -40,7 +40,7 @@ Updates = Sequence[ClientUpdate]
 class DrawnPart:
     """Every hospital trains either the encoder or all the rest, drawn anew for each round before it begins."""
 
-    consumes, rule = "sum", PlainTraining()
+    consumes, uses_weights, rule = "sum", True, PlainTraining()
     deploy = FedAvg.deploy
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
@@ -65,7 +65,7 @@ class DrawnPart:
 class FlexLoRA:
     """FlexLoRA (arXiv 2402.11505) by dense NumPy SVD: ``B = U S / s``, ``A = V^T``, cut to each hospital's rank."""
 
-    consumes, rule = "updates", PlainTraining()
+    consumes, uses_weights, rule = "updates", True, PlainTraining()
     init, broadcast, deploy = FlapSam.init, FlapSam.broadcast, FlapSam.deploy
 
     def aggregate(self, server: ServerState, updates: Updates, rng: Streams) -> Aggregated:

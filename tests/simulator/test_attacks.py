@@ -181,7 +181,8 @@ RULES = {
     "multi_krum": partial(MultiKrum, byzantine=2),
     "bulyan": partial(Bulyan, byzantine=2),
     "geometric_median": GeometricMedian,
-    "centred_clipping": partial(CentredClipping, tau=0.5, iterations=5),
+    "centred_clipping": CentredClipping,
+    "centred_clipping, one tau": partial(CentredClipping, tau=0.5, iterations=5),
 }
 
 
@@ -235,13 +236,13 @@ def test_two_attackers_of_eleven_do_not_move_a_robust_aggregator(
     assert plain > 1.5 * furthest
 
 
-WEIGHERS = {"multi_krum": MultiKrum(byzantine=2), "geometric_median": GeometricMedian(iterations=20)}
+WEIGHERS = {"multi_krum": MultiKrum(byzantine=2), "geometric_median": GeometricMedian()}
 
 
 @pytest.mark.parametrize("name", ["fedavg", "flexlora", "flap_sam", "ffa_lora"])
 @pytest.mark.parametrize("rule", WEIGHERS)
 @pytest.mark.parametrize("attack", STRONG)
-def test_robust_weights_protect_any_aggregator(
+def test_robust_weights_protect_aggregators_that_use_weights(
     world: World, first_round: Rounds, attack: str, rule: str, name: str
 ) -> None:
     """They end ten times nearer to the honest. A hospital of FFA-LoRA sends B only; its A is what it was handed."""
@@ -337,3 +338,10 @@ def test_attack_and_robust_weights_are_read_from_a_file() -> None:
     stages = build(Stages, {"attack": {"name": "sign_flip", "hospitals": ["a"], "strength": 2.0}})
     assert stages.attack == SignFlip(hospitals=("a",), strength=2.0)
     assert Experiment.__dataclass_fields__["stages"].default_factory() == Stages()
+
+
+def test_a_little_is_enough_needs_attackers_of_one_rank() -> None:
+    attack = Alie(hospitals=TWO, z=1.0)
+    steps = {TWO[0]: {"A": torch.zeros(1, 4)}, TWO[1]: {"A": torch.zeros(2, 4)}}
+    with pytest.raises(ValueError, match=r"expected steps of one shape .*1, 4.*2, 4.* for 'A'; .*one LoRA rank"):
+        attack.corrupt(steps, streams)

@@ -49,5 +49,7 @@ def test_trains_tiny_for_two_rounds(name: str, tmp_path: Path) -> None:
     assert all(0 <= row["value"] <= 1 for row in dice)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(first.checkpoint, changed=list(first.checkpoint.memories))
-    resumed = checkpoints.load(1, assembled.initial.server.setting)
-    assert state_hash(advance(assembled.federated, resumed).checkpoint) == state_hash(last.checkpoint)
+    resumed = advance(assembled.federated, checkpoints.load(1, assembled.initial.server.setting))
+    assert state_hash(resumed.checkpoint) == state_hash(last.checkpoint)
+    assert resumed.rows == last.rows
+    assert measure_round(experiment, assembled, resumed) == measure_round(experiment, assembled, last)

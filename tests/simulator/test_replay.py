@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from wardround.simulator.replay import named_aggregators, replay
 from wardround.simulator.replay_report import replay_table, write_replay
 from wardround.simulator.results import RunRecords
 from wardround.simulator.run import run
+from wardround.simulator.tensor_files import pack, unpack
 
 
 def recorded(out: Path, *settings: str, record_updates: bool = True) -> Path:
@@ -109,6 +111,8 @@ def test_names_with_settings() -> None:
         ConfigError, match=r"(?s)unknown name 'fedti', did you mean 'fedit'.*aggregator.split: expected"
     ):
         named_aggregators("fedti, {name: flap_sam, split: middle}")
+    with pytest.raises(ConfigError, match="expected every aggregator once, got 'fedit' twice"):
+        named_aggregators("fedit, fedit")
     with pytest.raises(ConfigError, match="expected at least one name"):
         named_aggregators("")
 
@@ -152,7 +156,7 @@ def test_a_damaged_recording_is_named(tmp_path: Path) -> None:
     path = recorded(tmp_path, "rounds=1")
     file = path / "updates/round-0001.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"round-0001.safetensors: expected a recorded round"):
+    with pytest.raises(ValueError, match=r"round-0001.safetensors: expected tensors of a run, the file is damaged"):
         replay(path, named_aggregators("fedit"))
 
 
@@ -165,6 +169,14 @@ def test_mixed_ranks_are_recorded_at_each_rank(tmp_path: Path) -> None:
     assert step.numbers["energy_kept"] > 0
     with pytest.raises(ValueError, match="fedit: expected one LoRA rank"):
         replay(path, named_aggregators("fedit"))
+
+
+def test_the_size_of_the_cohort_is_recorded(tmp_path: Path) -> None:
+    """Krum needs three hospitals for no attacker; two are asked in a round."""
+    path = recorded(tmp_path, "rounds=1", "cohort={sampling: fixed, size: 2}")
+    assert read_setting(path / "updates").cohort_size == 2
+    with pytest.raises(ValueError, match=r"krum .*: expected at least .* = 3 hospitals .* got 2"):
+        replay(path, named_aggregators("{name: krum, byzantine: 0}"))
 
 
 def test_instruments_are_off_or_rare_on_request(tmp_path: Path) -> None:
@@ -187,3 +199,52 @@ def test_the_report_shows_the_instruments(finished: Path) -> None:
     layers = {row.name for row in RunRecords.load(finished).instruments}
     assert len(layers) > 10
     assert all(f">{name}</th>" in html for name in layers)
+
+
+@pytest.mark.parametrize("aggregator", ["ffa_lora", "feddyn", "hetlora", "scaffold", "local"])
+def test_what_other_runs_record_is_replayed_by_themselves_or_refused(aggregator: str, tmp_path: Path) -> None:
+    """A run that trains one factor replays through itself; those with a rule of their own are refused."""
+    path = recorded(tmp_path, f"aggregator={aggregator}")
+    if aggregator == "ffa_lora":
+        steps = replay(path, named_aggregators(aggregator))
+        records = RunRecords.load(path)
+        for step in steps:
+            for name, value in step.numbers.items():
+                assert dict(records.series(f"instrument/{name}")["server"])[step.round] == value
+    else:
+        with pytest.raises(ValueError, match=r"do not train plainly|other tensors"):
+            replay(path, named_aggregators(aggregator))
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    """The setting in the place of a round, and the other way round."""
+    path = recorded(tmp_path, "rounds=1") / "updates"
+    setting, first = path / "setting.safetensors", path / "round-0001.safetensors"
+    kept = first.read_bytes()
+    first.write_bytes(setting.read_bytes())
+    with pytest.raises(ValueError, match=r"round-0001.safetensors: expected what this version of wardround records"):
+        read_rounds(path)
+    setting.write_bytes(kept)
+    with pytest.raises(ValueError, match=r"setting.safetensors: expected what this version of wardround records"):
+        read_setting(path)
+
+
+def test_recorded_updates_are_checked_as_those_of_a_run(tmp_path: Path) -> None:
+    """A NaN that somebody wrote into a recording is found by hospital and tensor."""
+    path = recorded(tmp_path, "rounds=1")
+    file = path / "updates/round-0001.safetensors"
+    tensors, words = unpack(file)
+    name = next(name for name in tensors if name.startswith("update-1/"))
+    file.write_bytes(pack({**tensors, name: torch.full_like(tensors[name], torch.nan)}, words))
+    with pytest.raises(ValueError, match=f"round 1.*'hospital-2'.*{name.removeprefix('update-1/')}"):
+        replay(path, named_aggregators("fedit"))
+
+
+def test_what_was_asked_for_before_a_kill_in_round_1_is_recorded(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "rounds=1")
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "state": "running"}))
+    for folder in ("checkpoint", "updates"):
+        shutil.rmtree(path / folder)
+    assert recorded(tmp_path, "rounds=1", record_updates=False) == path
+    assert len(read_rounds(path / "updates")) == 1
