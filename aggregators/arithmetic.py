@@ -203,20 +203,37 @@ def effective(tensors: Tensors, pair: Pair) -> Tensor:
     return B @ A
 
 
-def stacked(updates: Sequence[ClientUpdate], pair: Pair, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Factors whose product is the ideal mean ``sum_k p_k s_k B_k A_k`` of a pair.
+def stacked(terms: Sequence[Tensors], pair: Pair, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Factors whose product is the sum ``sum_k p_k s_k B_k A_k`` of a pair: of updates, their ideal mean.
 
     Args:
-        updates: Updates with both factors of the pair, of any ranks r_k.
+        terms: Tensors with both factors of the pair, of any ranks r_k.
         pair: The pair.
-        weights: p_k per update.
+        weights: p_k per term, of any sign and sum.
 
     Returns:
         ``[p_1 s_1 B_1 | ... | p_K s_K B_K]`` (d_out, R) and ``[A_1; ...; A_K]`` (R, d_in).
     """
-    factors = [folded(update.tensors, pair) for update in updates]
+    factors = [folded(tensors, pair) for tensors in terms]
     B = torch.cat([weight * B_k for weight, (B_k, _) in zip(weights, factors, strict=True)], dim=1)
     return B, torch.cat([A_k for _, A_k in factors], dim=0)
+
+
+def difference(left: Tensors, right: Tensors, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Factors whose product is ``s B A - s' B' A'``: ``[B - B' | B']`` and ``[A; A - A']``, the scales in B.
+
+    Differences come first, so that two pairs that are almost equal lose no digits, and of equal pairs nothing is left.
+    Of two ranks the lower is padded with zeros.
+
+    Args:
+        left: Tensors with both factors of the pair.
+        right: The same, of any rank.
+        pair: The pair.
+    """
+    (B, A), (B_, A_) = folded(left, pair), folded(right, pair)
+    rank = max(len(A), len(A_))
+    (B, B_), (A, A_) = [resized(f, 1, rank) for f in (B, B_)], [resized(f, 0, rank) for f in (A, A_)]
+    return torch.cat([B - B_, B_], dim=1), torch.cat([A, A - A_], dim=0)
 
 
 def with_product(server: ServerState, base: Tensors, pair: Pair, product: Tensor) -> dict[str, Tensor]:

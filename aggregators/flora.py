@@ -77,7 +77,8 @@ class Flora(FedAvg):
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """Merges the stacked factors, draws fresh ones, averages dense tensors."""
         layout, weights = server.setting.layout, normalised_weights(updates)
-        products = {pair: stacked(updates, pair, weights) for pair in layout.pairs}
+        terms = [update.tensors for update in updates]
+        products = {pair: stacked(terms, pair, weights) for pair in layout.pairs}
         tensors = {**server.tensors, **weighted_mean(updates, layout.dense)}
         for pair in layout.pairs:
             tensors |= _fresh(server, pair, rng)

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .arithmetic import folded, normalised_weights, rank_of
+from .arithmetic import difference, folded, normalised_weights, rank_of, stacked
 from .contract import Aggregator, ClientUpdate, Download, Layout, Pair, ServerState, Tensors
 from .lowrank import LowRankSvd, gram
 from .products import Stack, decomposed
@@ -173,7 +173,7 @@ class _Product:
     @property
     def mean_stack(self) -> Stack:
         """Factors of M."""
-        return _stack([sent.tensors for sent in self.sent], self.weights, self.pair)
+        return stacked([sent.tensors for sent in self.sent], self.pair, self.weights)
 
 
 def _sends(term: _Sent, downloads: Mapping[str, Download], pair: Pair) -> bool:
@@ -186,7 +186,7 @@ def _pair_layer(product: _Product, mean: LowRankSvd, spectrum: int) -> Layer:
     pair, tensors = product.pair, [sent.tensors for sent in product.sent]
     new = [product.new, *tensors], [1.0, *(-weight for weight in product.weights)]
     step = [product.new, product.old], [1.0, -1.0]
-    missed, moved = (_norm(_stack(*terms, pair), product.base) for terms in (new, step))
+    missed, moved = (_norm(pair, *terms, product.base) for terms in (new, step))
     energy, kept = float(mean.energy()), float(mean.energy(rank_of(product.new, pair)))
     return replace(
         _layer(_pair_name(pair), math.sqrt(energy), missed, _steps_gram(product), product.weights, moved),
@@ -199,14 +199,9 @@ def _pair_layer(product: _Product, mean: LowRankSvd, spectrum: int) -> Layer:
 
 def _steps_gram(product: _Product) -> Tensor:
     """Inner products of the hospitals' steps, (K, K), float64; exactly 0 for one that did not move."""
-    steps = [_step_stack(sent, product.pair) for sent in product.sent]
+    pair = product.pair
+    steps = [difference(_doubled(sent.tensors, pair), _doubled(sent.start, pair), pair) for sent in product.sent]
     return gram([B for B, _ in steps], [A for _, A in steps]).cpu()
-
-
-def _step_stack(sent: _Sent, pair: Pair) -> Stack:
-    """Factors of ``B A - B' A' = (B - B') A + B' (A - A')``, with what the hospital was handed as B' and A'."""
-    (B, A), (B_, A_) = ((f.double() for f in folded(tensors, pair)) for tensors in (sent.tensors, sent.start))
-    return torch.cat([B - B_, B_], dim=1), torch.cat([A, A - A_], dim=0)
 
 
 def _layer(
@@ -234,18 +229,17 @@ def _relative(missed: float, ideal: float) -> float | None:
     return None if missed > 0 else 0.0
 
 
-def _stack(terms: Sequence[Tensors], shares: Sequence[float], pair: Pair) -> Stack:
-    factors = [folded(tensors, pair) for tensors in terms]
-    B = torch.cat([share * B.double() for share, (B, _) in zip(shares, factors, strict=True)], dim=1)
-    return B, torch.cat([A.double() for _, A in factors], dim=0)
+def _doubled(tensors: Tensors, pair: Pair) -> Tensors:
+    return {name: tensors[name].double() for name in (pair.A, pair.B)}
 
 
-def _norm(stack: Stack, base: Tensor | None) -> float:
-    """``||base + B A||``: by QR of the factors, which keeps the digits that a difference of squares would lose."""
-    B, A = stack
+def _norm(pair: Pair, terms: Sequence[Tensors], shares: Sequence[float], base: Tensor | None) -> float:
+    """``||base + sum_k share_k B_k A_k||``, by QR of the factors: a difference of squares would lose digits."""
+    B, A = stacked([_doubled(tensors, pair) for tensors in terms], pair, shares)
     if base is not None or 2 * B.shape[1] > min(B.shape[0], A.shape[1]):
         return float((B @ A + (0.0 if base is None else base.double())).norm())
-    return float((torch.linalg.qr(B).R @ torch.linalg.qr(A.mT).R.mT).norm())
+    R_B, R_A = (torch.linalg.qr(factor, mode="r").R for factor in (B, A.mT))
+    return float((R_B @ R_A.mT).norm())
 
 
 def _base_change(before: ServerState, after: ServerState, pair: Pair) -> Tensor | None:

@@ -112,7 +112,8 @@ def _reduced(updates: Sequence[ClientUpdate], means: Tensors, pair: Pair) -> _Pr
 
 def _length(updates: Sequence[ClientUpdate], pair: Pair) -> Tensor:
     """``||W*||``, a scalar."""
-    B, A = (stack.double() for stack in stacked(updates, pair, normalised_weights(updates)))
+    terms = [update.tensors for update in updates]
+    B, A = (stack.double() for stack in stacked(terms, pair, normalised_weights(updates)))
     return product_inner(B, A, B, A).clamp_min(0).sqrt()
 
 

@@ -32,7 +32,8 @@ def on_rows(updates: Sequence[ClientUpdate], pair: Pair, A: Tensor) -> tuple[Ten
     Returns:
         Both in float64, at cost O(R r (d_out + d_in)).
     """
-    stack_B, stack_A = (stack.double() for stack in stacked(updates, pair, normalised_weights(updates)))
+    terms = [update.tensors for update in updates]
+    stack_B, stack_A = (stack.double() for stack in stacked(terms, pair, normalised_weights(updates)))
     A = A.double()
     return stack_B @ (stack_A @ A.mT), A @ A.mT
 
@@ -45,7 +46,8 @@ def ideal_means(updates: Sequence[ClientUpdate], pairs: Sequence[Pair]) -> dict[
         pairs: The pairs.
     """
     weights = normalised_weights(updates)
-    return decomposed({pair: stacked(updates, pair, weights) for pair in pairs})
+    terms = [update.tensors for update in updates]
+    return decomposed({pair: stacked(terms, pair, weights) for pair in pairs})
 
 
 def decomposed(stacks: Mapping[Pair, Stack]) -> dict[Pair, LowRankSvd]:

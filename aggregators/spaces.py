@@ -25,16 +25,15 @@ from torch import Tensor
 
 from .arithmetic import (
     accumulator,
-    check_equal_ranks,
+    difference,
     effective,
-    folded,
     half_squared_distance,
     normalised_weights,
-    resized,
+    stacked,
     weighted_mean,
 )
-from .contract import ClientUpdate, Layout, Pair, ServerState, Setting, Streams, Tensors
-from .lowrank import gram, svd_of_matrix
+from .contract import ClientUpdate, Layout, Pair, ServerState, Streams, Tensors
+from .lowrank import gram, product_inner, svd_of_matrix
 from .products import decomposed, factors
 
 On = Literal["factors", "product"]
@@ -44,12 +43,6 @@ def check_on(on: str) -> None:
     """Raises ValueError when a space is none of the two."""
     if on not in get_args(On):
         raise ValueError(f"on: expected 'factors' or 'product', got {on!r}")
-
-
-def check_ranks(on: On, setting: Setting) -> None:
-    """Raises ValueError when hospitals have different ranks and the space needs one."""
-    if on == "factors":
-        check_equal_ranks(setting)
 
 
 def coordinates(on: On, layout: Layout, tensors: Tensors) -> dict[str, Tensor]:
@@ -117,7 +110,8 @@ def combination(
     summed = {name: _sum([term[name] for term in terms], shares) for name in names}
     if on == "factors":
         return summed
-    stacks = {pair: _stacked(terms, shares, pair) for pair in layout.pairs}
+    used, weighing = zip(*((term, share) for term, share in zip(terms, shares, strict=True) if share), strict=True)
+    stacks = {pair: stacked(used, pair, weighing) for pair in layout.pairs}
     return {**summed, **factors(server, decomposed(stacks), "right", rng)}
 
 
@@ -135,15 +129,9 @@ def half_squared_distance_of_products(layout: Layout, values: Tensors, anchor: T
 
 
 def _product_distance(pair: Pair, left: Tensors, right: Tensors) -> Tensor:
-    """``||B A - B' A'||^2`` as ``||[B - B' | B'] [A; A - A']||^2``, through Gram blocks of the stacked factors.
-
-    Differences come first, so that two pairs that are almost equal lose no digits; of two ranks the lower is padded.
-    """
-    (B, A), (B_, A_) = folded(left, pair), folded(right, pair)
-    rank = max(len(A), len(A_))
-    (B, B_), (A, A_) = [resized(f, 1, rank) for f in (B, B_)], [resized(f, 0, rank) for f in (A, A_)]
-    stack_B, stack_A = torch.cat([B - B_, B_], dim=1), torch.cat([A, A - A_], dim=0)
-    return ((stack_B.mT @ stack_B) * (stack_A @ stack_A.mT)).sum()
+    """``||B A - B' A'||^2`` through Gram blocks."""
+    B, A = difference(left, right, pair)
+    return product_inner(B, A, B, A)
 
 
 def gram_of_steps(on: On, server: ServerState, updates: Sequence[ClientUpdate]) -> Tensor:
@@ -168,15 +156,8 @@ def gram_of_steps(on: On, server: ServerState, updates: Sequence[ClientUpdate]) 
 
 
 def _pair_gram_of_steps(pair: Pair, server: ServerState, updates: Sequence[ClientUpdate]) -> Tensor:
-    """``G_ij - G_i0 - G_0j + G_00`` with the server as term 0."""
-    terms = [folded(tensors, pair) for tensors in (server.tensors, *(update.tensors for update in updates))]
-    G = gram([B for B, _ in terms], [A for _, A in terms])
-    return G[1:, 1:] - G[1:, :1] - G[:1, 1:] + G[0, 0]
-
-
-def _stacked(terms: Sequence[Tensors], shares: Sequence[float], pair: Pair) -> tuple[Tensor, Tensor]:
-    used = [(share, *folded(term, pair)) for share, term in zip(shares, terms, strict=True) if share]
-    return torch.cat([share * B for share, B, _ in used], dim=1), torch.cat([A for _, _, A in used], dim=0)
+    steps = [difference(update.tensors, server.tensors, pair) for update in updates]
+    return gram([B for B, _ in steps], [A for _, A in steps])
 
 
 def _sum(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

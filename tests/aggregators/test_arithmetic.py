@@ -11,6 +11,7 @@ from pairs import normal, one_pair, product, random_updates, state, tensor, upda
 
 from wardround.aggregators.arithmetic import (
     at_rank,
+    difference,
     effective,
     folded,
     half_squared_distance,
@@ -153,7 +154,7 @@ def test_stacked_factors_multiply_to_the_ideal_mean() -> None:
     """Ranks 1 and 3, scales 6 / 1 and 6 / 3 = 2: p_a 6 B_a A_a + p_b 2 B_b A_b."""
     setting = one_pair(4, 5, ranks=(1, 3), alpha=6.0, power=1.0)
     a, b = random_updates(setting, [1.0, 3.0])
-    B, A = stacked([a, b], setting.layout.pairs[0], [0.25, 0.75])
+    B, A = stacked([a.tensors, b.tensors], setting.layout.pairs[0], [0.25, 0.75])
     assert (B.shape, A.shape) == ((4, 4), (4, 5))
     by_hand = 0.25 * 6 * a.tensors["B"] @ a.tensors["A"] + 0.75 * 2 * b.tensors["B"] @ b.tensors["A"]
     torch.testing.assert_close(B @ A, by_hand)
@@ -181,3 +182,18 @@ def test_product_of_helper_is_the_scaled_product() -> None:
     setting = one_pair(2, 2, ranks=(2,), alpha=4.0, power=1.0)
     tensors = {"A": tensor([1.0, 0.0], [0.0, 1.0]), "B": tensor([1.0, 2.0], [3.0, 4.0])}
     assert torch.equal(product(setting, tensors), tensor([2.0, 4.0], [6.0, 8.0]))
+
+
+def test_the_difference_of_two_pairs_of_different_ranks() -> None:
+    """Scales differ with the rank, and the lower one is padded."""
+    setting = one_pair(5, 6, ranks=(1, 3), alpha=3.0, power=1.0)
+    left, right = (update.tensors for update in random_updates(setting, [1.0, 1.0]))
+    B, A = difference(left, right, setting.layout.pairs[0])
+    torch.testing.assert_close(B @ A, product(setting, left) - product(setting, right))
+
+
+def test_of_equal_pairs_nothing_is_left() -> None:
+    setting = one_pair(5, 6, ranks=(2, 2))
+    (one, _) = random_updates(setting, [1.0, 1.0])
+    B, A = difference(one.tensors, one.tensors, setting.layout.pairs[0])
+    assert not (B @ A).any()

@@ -29,10 +29,31 @@ NEEDS: dict[str, tuple[str, ...]] = {
 """Settings that an aggregator cannot do without."""
 
 
+OTHER_SPACE = {
+    **dict.fromkeys(("fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "qfedavg"), "product"),
+    **dict.fromkeys(("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median"), "factors"),
+    "centred_clipping": "factors",
+}
+"""The space that is not the default, where an algorithm offers both."""
+
+
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_trains_tiny_for_two_rounds(name: str, tmp_path: Path) -> None:
-    settings = (f"aggregator={name}", *NEEDS.get(name, ()))
-    experiment = load_experiment("tiny", open_file(PACKAGED), settings)
+    trains((f"aggregator={name}",), name, tmp_path)
+
+
+@pytest.mark.parametrize("name", OTHER_SPACE)
+def test_trains_in_the_other_space(name: str, tmp_path: Path) -> None:
+    trains((f"aggregator={name}", f"aggregator.on={OTHER_SPACE[name]}"), name, tmp_path)
+
+
+def test_every_algorithm_with_two_spaces_is_tried_in_both() -> None:
+    assert set(OTHER_SPACE) == {name for name, cls in AGGREGATORS.items() if "on" in cls.__dataclass_fields__}
+
+
+def trains(settings: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    """Two rounds, instruments, scores, and the second round again from a checkpoint, bit for bit."""
+    experiment = load_experiment("tiny", open_file(PACKAGED), (*settings, *NEEDS.get(name, ())))
     assembled = assemble(experiment, locate(experiment, None), torch.device("cpu"), quiet=True)
     first = advance(assembled.federated, assembled.initial)
     last = advance(assembled.federated, first.checkpoint)
