@@ -75,9 +75,10 @@ class FedRpca(FedAvg):
         return False
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
-        """Round 0. Raises ValueError for different ranks and for a single hospital."""
-        if len(setting.hospitals) < 2:
-            raise ValueError(f"hospitals: expected at least 2, got {len(setting.hospitals)}; {_TOO_FEW}")
+        """Round 0. Raises ValueError for different ranks and for a single hospital in a round."""
+        number = len(setting.hospitals) if setting.cohort_size is None else setting.cohort_size
+        if number < 2:
+            raise ValueError(f"expected at least 2 hospitals in a round, got {number}; {_TOO_FEW}")
         return super().init(setting, rng)
 
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .contract import Download, HospitalInfo, LocalRule, ServerState, Setting, Streams, Tensors
-from .fedavg import FedAvg
+from .contract import Layout, ServerState, Setting, Streams
 from .one_factor import check_pairs, factor_names
-from .personal import KeepPersonal, share_all_but, with_personal
+from .personal import PersonalMean
 
 Head = Literal["local", "shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedSaLora(FedAvg):
+class FedSaLora(PersonalMean):
     """Both factors of every pair train; A is averaged, B belongs to the hospital, and so does the head.
 
     ::
@@ -49,26 +47,12 @@ class FedSaLora(FedAvg):
         if self.head not in get_args(Head):
             raise ValueError(f"head: expected 'local' or 'shared', got {self.head!r}")
 
-    @property
-    def rule(self) -> LocalRule:
-        """Plain training from the hospital's own B and head."""
-        return KeepPersonal()
-
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values. Raises ValueError without pairs, and when hospitals have different ranks."""
         check_pairs(setting)
         return super().init(setting, rng)
 
-    def broadcast(self, server: ServerState, hospital: HospitalInfo) -> Download:
-        """Everything trains; A and the shared dense tensors travel."""
-        return share_all_but(server, self._personal(server))
-
-    def deploy(self, server: ServerState, hospital: HospitalInfo | None, memory: Tensors) -> Tensors:
-        """The mean A with the hospital's own B and head, the initial ones where it has none."""
-        return with_personal(server, memory)
-
-    def _personal(self, server: ServerState) -> Sequence[str]:
-        """Names that stay at the hospital."""
-        layout = server.setting.layout
+    def personal(self, layout: Layout) -> tuple[str, ...]:
+        """B of every pair, and the head unless it is shared."""
         head = [name for name in layout.dense if layout.part[name] == "head"] if self.head == "local" else []
-        return [*factor_names(layout, "B"), *head]
+        return (*factor_names(layout, "B"), *head)

@@ -415,6 +415,7 @@ SUMMARY = {
     "bytes_up": "Bytes from hospitals to server, all hospitals and rounds.",
     "bytes_down": "Bytes from server to hospitals.",
     "steps": "Optimizer steps of all hospitals.",
+    "privacy": "With `stages.privacy`: the guarantee in words, with its epsilon, delta, sampling and neighbours.",
 }
 """Keys of summary.json, those of its mapping `dice` with a dot."""
 

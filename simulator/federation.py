@@ -23,6 +23,7 @@ from ..aggregators.robust import Reweighting, with_diagnostics
 from ..clients.hospital import Memory, Turn, Workplace
 from .checkpoint import Checkpoint, Memories
 from .cohort import Hospital, Outsider, train_sequentially
+from .privacy import Account
 from .progress import Progress
 from .randomness import Key, streams
 from .sampling import Cohort, draw, drop
@@ -64,6 +65,13 @@ class Federated:
     def rng(self, purpose: str, *keys: Key) -> Streams:
         """Streams of this experiment."""
         return streams(self.seed, purpose, *keys)
+
+    def guarantee(self, rounds: int) -> str | None:
+        """What differential privacy promises after so many rounds, None without it."""
+        privacy = self.stages.privacy
+        if privacy is None:
+            return None
+        return Account(privacy=privacy, cohort=self.cohort, num_hospitals=len(self.hospitals)).statement(rounds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -237,6 +237,10 @@ class Account:
         """Epsilon at ``privacy.delta`` after so many rounds; infinite without noise."""
         return _epsilon(self.privacy, self.cohort, self.num_hospitals, rounds)
 
+    def statement(self, rounds: int) -> str:
+        """The guarantee after so many rounds, in words, with its epsilon."""
+        return str(self).replace("epsilon", f"{self.epsilon(rounds):.4g}", 1)
+
     def __str__(self) -> str:
         privacy, sampling = self.privacy, self.cohort.sampling
         details = {"full": "", "poisson": f" with rate {self.cohort.rate}", "fixed": f" of {self.cohort.size}"}

@@ -433,7 +433,9 @@ def _aggregation(records: RunRecords) -> Section | None:
     measured = [name for column in COLUMNS if (name := f"instrument/{column}") in records.metric_names("instrument/")]
     names = [*records.metric_names("aggregate/"), *_stage_names(records), *measured]
     drawn = [_small_figure(number, name, records.series(name)) for number, name in enumerate(names)]
-    parts = [figures(drawn, small=True)] if drawn else []
+    guarantee = (records.summary or {}).get("privacy")
+    parts = [tag("p", f"Privacy: {guarantee}.")] if guarantee else []
+    parts += [figures(drawn, small=True)] if drawn else []
     if records.instruments:
         parts.append(layers_body(records.instruments))
     return Section(title="Aggregation", body=join(parts)) if parts else None

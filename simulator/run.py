@@ -271,7 +271,9 @@ def measure_round(experiment: Experiment, assembled: Assembled, finished: Round)
 
 def _finish(directory: RunDirectory, assembled: Assembled, images: bool) -> None:
     """Summary and report; then the run is finished."""
-    write_json(directory.path / "summary.json", summarise_run(directory, assembled.assessor.classes))
+    summary = summarise_run(directory, assembled.assessor.classes)
+    guarantee = assembled.federated.guarantee(summary["rounds"])
+    write_json(directory.path / "summary.json", summary if guarantee is None else {**summary, "privacy": guarantee})
     directory.update_manifest(state="finished", finished=now())
     write_report(directory.path, images=images)
 

@@ -281,8 +281,9 @@ def test_the_files_of_a_run_are_the_described_ones(reference: ModuleType, tiny: 
 
 
 def test_the_names_in_a_run_are_the_described_ones(reference: ModuleType, tiny: Path, reports: list[Path]) -> None:
-    summary = json.loads((tiny / "summary.json").read_text())
-    names = {key for key in summary if key != "dice"} | {f"dice.{key}" for key in summary["dice"]}
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (tiny, *reports)]
+    names = {key for summary in summaries for key in summary if key != "dice"}
+    names |= {f"dice.{key}" for summary in summaries for key in summary["dice"]}
     assert names == set(reference.SUMMARY)
     assert set(json.loads((tiny / "manifest.json").read_text())) == set(reference.MANIFEST)
     files = [path / "metrics.jsonl" for path in (tiny, *reports)]

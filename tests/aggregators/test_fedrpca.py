@@ -192,9 +192,12 @@ def test_a_round_in_which_nobody_trains_changes_nothing() -> None:
 
 
 def test_one_hospital_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected at least 2, got 1; what one hospital learned .* Use fedavg"):
-        FedRpca().init(one_pair(ranks=(1,)), streams)
     setting = one_pair(ranks=(1, 1))
+    for alone in (one_pair(ranks=(1,)), replace(setting, cohort_size=1)):
+        with pytest.raises(
+            ValueError, match=r"expected at least 2 hospitals in a round, got 1; what one .* Use fedavg"
+        ):
+            FedRpca().init(alone, streams)
     with pytest.raises(AggregationError, match="expected at least 2 updates, got 1"):
         FedRpca().aggregate(state(setting), random_updates(setting, [1.0, 1.0])[:1], streams)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from scipy.optimize import brentq
 from scipy.stats import norm as normal
 
+from wardround.simulator.config import load_experiment
+from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.privacy import (
     Account,
     AdaptiveClip,
@@ -22,6 +26,8 @@ from wardround.simulator.privacy import (
     with_noise,
 )
 from wardround.simulator.randomness import streams
+from wardround.simulator.results import RunRecords
+from wardround.simulator.run import run
 from wardround.simulator.sampling import Cohort
 
 POISSON = Cohort(sampling="poisson", rate=0.1)
@@ -250,3 +256,14 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ValueError, match=r"pip install 'wardround\[privacy\]'"):
         private().check(Cohort(), 5)
+
+
+def test_the_guarantee_of_a_finished_run_is_in_its_summary_and_report(tmp_path: Path) -> None:
+    """Two rounds of everybody with z = 2: the epsilon is that of the last round's row, the words name N and delta."""
+    settings = ["aggregator=fedavg", "weights=uniform"]
+    settings += ["stages.privacy={noise_multiplier: 2.0, clip_norm: 0.5, delta: 0.01}"]
+    path = run(load_experiment("tiny", open_file(PACKAGED), settings), out=tmp_path, quiet=True, images=False).path
+    statement = json.loads((path / "summary.json").read_text())["privacy"]
+    epsilon = dict(RunRecords.load(path).series("privacy/epsilon")["server"])[2]
+    assert statement.startswith(f"({epsilon:.4g}, 0.01)-differential privacy of a hospital: one of 3 answers or never")
+    assert statement in (path / "report.html").read_text()
