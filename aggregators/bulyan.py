@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,15 +52,11 @@ class Bulyan(RobustMean):
     """
 
     byzantine: int = 1
+    uses_weights: ClassVar[bool] = False  # weights do not count
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_byzantine(self.byzantine)
-
-    @property
-    def uses_weights(self) -> bool:
-        """Weights do not count."""
-        return False
 
     def problem(self, number: int) -> str | None:
         """Too few hospitals for f."""

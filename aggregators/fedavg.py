@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .arithmetic import check_equal_ranks, shapes_of, weighted_mean
 from .contract import (
@@ -47,15 +47,8 @@ class FedAvg:
     hospitals that took part.
     """
 
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """A mean is all it needs."""
-        return "sum"
-
-    @property
-    def uses_weights(self) -> bool:
-        """Its mean is weighted."""
-        return True
+    consumes: ClassVar[Literal["sum", "updates"]] = "sum"  # a mean is all it needs
+    uses_weights: ClassVar[bool] = True  # its mean is weighted
 
     @property
     def rule(self) -> LocalRule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -104,19 +104,11 @@ class FedDyn(FedAvg):
     """
 
     alpha: float = 0.01
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # it counts the updates and leaves their weights aside
+    uses_weights: ClassVar[bool] = False  # every hospital counts the same, in the model and in the state
 
     def __post_init__(self) -> None:
         check_positive(alpha=self.alpha)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """The updates: it has to count them, and to leave their weights aside."""
-        return "updates"
-
-    @property
-    def uses_weights(self) -> bool:
-        """Every hospital counts the same, in the model and in the state."""
-        return False
 
     @property
     def rule(self) -> LocalRule:

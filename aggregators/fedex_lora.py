@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -57,15 +57,11 @@ class FedExLora(FedAvg):
     """
 
     residual_rank: int | None = None
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # the residual needs the factors of every hospital
 
     def __post_init__(self) -> None:
         if self.residual_rank is not None:
             check_integer(1, residual_rank=self.residual_rank)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """The residual needs the factors of every hospital."""
-        return "updates"
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0. Raises ValueError for different ranks, and when the weight below a pair is trained itself."""

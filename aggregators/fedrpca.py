@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -59,20 +59,12 @@ class FedRpca(FedAvg):
 
     beta: float = 2.0
     max_iterations: int = 10_000
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # the decomposition needs every hospital's step
+    uses_weights: ClassVar[bool] = False  # every hospital counts the same
 
     def __post_init__(self) -> None:
         check_not_negative(beta=self.beta)
         check_integer(1, max_iterations=self.max_iterations)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """The decomposition needs every hospital's step."""
-        return "updates"
-
-    @property
-    def uses_weights(self) -> bool:
-        """Every hospital counts the same."""
-        return False
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0. Raises ValueError for different ranks and for a single hospital in a round."""

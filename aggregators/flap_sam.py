@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .arithmetic import shapes_of, weighted_mean
 from .contract import (
@@ -59,14 +59,10 @@ class FlapSam(FedAvg):
     """
 
     split: Split = "right"
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # the products of the single hospitals are needed
 
     def __post_init__(self) -> None:
         check_split(self.split)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """The products of the single hospitals are needed."""
-        return "updates"
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values as they are (B zero, A random)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,10 +58,7 @@ class Flora(FedAvg):
     dense change instead of all stacks since.
     """
 
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """The stack needs the factors of every hospital."""
-        return "updates"
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # the stack needs the factors of every hospital
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values. Raises ValueError when the weight below a pair is trained itself."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -61,17 +61,13 @@ class FloraNa(FedAvg):
     coefficients: Coefficients = "shared"
     ridge: float = 1e-6
     sweeps: int = 50
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # it needs the factors of the single hospitals
 
     def __post_init__(self) -> None:
         if self.coefficients not in get_args(Coefficients):
             raise ValueError(f"coefficients: expected 'shared' or 'per_pair', got {self.coefficients!r}")
         check_not_negative(ridge=self.ridge)
         check_integer(0, sweeps=self.sweeps)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """It needs the factors of the single hospitals."""
-        return "updates"
 
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """FedAvg on dense tensors, fitted sums of the factors."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -137,16 +137,12 @@ class HetLora(FedAvg):
     lam: float = 0.01
     gamma: float = 0.99
     min_rank: int = 1
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # the norm of every hospital's products is needed
 
     def __post_init__(self) -> None:
         check_not_negative(lam=self.lam)
         check_share(gamma=self.gamma)
         check_integer(1, min_rank=self.min_rank)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """The norm of every hospital's products is needed."""
-        return "updates"
 
     @property
     def rule(self) -> LocalRule:

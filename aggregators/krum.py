@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .contract import ClientUpdate, ServerState
 from .robust import (
@@ -52,15 +53,11 @@ class Krum(ReweighedMean):
     """
 
     byzantine: int = 1
+    uses_weights: ClassVar[bool] = False  # one update is kept, whatever its weight
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_byzantine(self.byzantine)
-
-    @property
-    def uses_weights(self) -> bool:
-        """One update is kept, whatever its weight."""
-        return False
 
     def problem(self, number: int) -> str | None:
         """Too few hospitals for f."""
@@ -96,17 +93,13 @@ class MultiKrum(ReweighedMean):
 
     byzantine: int = 1
     keep: int | None = None
+    uses_weights: ClassVar[bool] = False  # the mean is uniform
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_byzantine(self.byzantine)
         if self.keep is not None and self.keep < 1:
             raise ValueError(f"keep: expected a number of updates of at least 1, got {self.keep!r}")
-
-    @property
-    def uses_weights(self) -> bool:
-        """The mean is uniform."""
-        return False
 
     def problem(self, number: int) -> str | None:
         """Too few hospitals for f, or for m."""

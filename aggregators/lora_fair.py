@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -61,16 +61,12 @@ class LoraFair(FedAvg):
     lam: float = 0.01
     lr: float = 0.01
     iterations: int = 1000
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # it needs the products of the single hospitals
 
     def __post_init__(self) -> None:
         check_not_negative(lam=self.lam)
         check_positive(lr=self.lr)
         check_integer(0, iterations=self.iterations)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """It needs the products of the single hospitals."""
-        return "updates"
 
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """FedAvg, then the correction of every B."""

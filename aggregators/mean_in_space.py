@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .contract import (
     Aggregated,
@@ -37,6 +37,7 @@ class MeanInSpace:
     """
 
     on: On = "factors"
+    uses_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_on(self.on)
@@ -49,11 +50,6 @@ class MeanInSpace:
     def consumes(self) -> Literal["sum", "updates"]:
         """A mean on factors; every update on products."""
         return self._mean.consumes
-
-    @property
-    def uses_weights(self) -> bool:
-        """Its mean is weighted."""
-        return True
 
     @property
     def rule(self) -> LocalRule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from .contract import Aggregated, ClientUpdate, ServerState, Streams
 from .robust import RobustMean, median_of_sorted, per_coordinate
@@ -35,10 +36,7 @@ class Median(RobustMean):
     Differs from the paper in: models after local training instead of gradients; on the product.
     """
 
-    @property
-    def uses_weights(self) -> bool:
-        """Weights do not count."""
-        return False
+    uses_weights: ClassVar[bool] = False  # weights do not count
 
     def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate], rng: Streams) -> Aggregated:
         """The median on the space."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -56,15 +56,11 @@ class PaddedFedAvg(FedAvg):
     """
 
     mean: Mean = "zero"
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # factors of different ranks have no sum
 
     def __post_init__(self) -> None:
         if self.mean not in get_args(Mean):
             raise ValueError(f"mean: expected 'zero' or 'rows', got {self.mean!r}")
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """Factors of different ranks have no sum; the server pads them."""
-        return "updates"
 
     def init(self, setting: Setting, rng: Streams) -> ServerState:
         """Round 0: the initial values, at the largest rank."""

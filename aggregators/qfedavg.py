@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .checks import AggregationError
 from .contract import (
@@ -84,21 +84,13 @@ class QFedAvg(MeanInSpace):
 
     q: float = 1.0
     lipschitz: float = 1.0
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # every update: its length counts
+    uses_weights: ClassVar[bool] = False  # losses take the place of weights
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(q=self.q)
         check_positive(lipschitz=self.lipschitz)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """Every update: its length counts."""
-        return "updates"
-
-    @property
-    def uses_weights(self) -> bool:
-        """Losses take the place of weights."""
-        return False
 
     @property
     def rule(self) -> LocalRule:

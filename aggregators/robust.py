@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -146,11 +146,7 @@ class RobustMean(MeanInSpace):
     """The round of the mean in a space, with a step of a subclass's own that looks at every update."""
 
     on: On = "product"
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """Every update by itself."""
-        return "updates"
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # every update by itself
 
     def problem(self, number: int) -> str | None:
         """What is wrong with a round of so many hospitals, if anything is."""

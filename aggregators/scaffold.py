@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -102,19 +102,11 @@ class Scaffold(FedAvg):
     """
 
     lr: float = 1.0
+    consumes: ClassVar[Literal["sum", "updates"]] = "updates"  # it counts the updates and leaves their weights aside
+    uses_weights: ClassVar[bool] = False  # every hospital counts the same, in the model and in the state
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)
-
-    @property
-    def consumes(self) -> Literal["sum", "updates"]:
-        """The updates: it has to count them, and to leave their weights aside."""
-        return "updates"
-
-    @property
-    def uses_weights(self) -> bool:
-        """Every hospital counts the same, in the model and in the state."""
-        return False
 
     @property
     def rule(self) -> LocalRule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from .contract import Aggregated, ClientUpdate, ServerState, Streams
 from .robust import RobustMean, per_coordinate, require
@@ -35,16 +36,12 @@ class TrimmedMean(RobustMean):
     """
 
     fraction: float = 0.2
+    uses_weights: ClassVar[bool] = False  # weights do not count
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.fraction < 0.5:
             raise ValueError(f"fraction: expected a number in [0, 0.5), got {self.fraction!r}")
-
-    @property
-    def uses_weights(self) -> bool:
-        """Weights do not count."""
-        return False
 
     def problem(self, number: int) -> str | None:
         """So few hospitals that nothing would be left out."""
