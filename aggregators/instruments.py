@@ -39,17 +39,8 @@ from .contract import Aggregator, ClientUpdate, Download, Layout, Pair, ServerSt
 from .lowrank import LowRankSvd, gram
 from .products import Stack, decomposed
 
-MEASURES = (
-    "ideal_distance",
-    "energy_kept",
-    "effective_rank",
-    "gauge_imbalance",
-    "hospital_step",
-    "drift",
-    "cosine",
-    "server_step",
-)
-"""The names of the table above, in its order."""
+_MEANS = ("energy_kept", "effective_rank", "gauge_imbalance")
+"""What the whole model has as a mean over its layers; all else is that of one long vector, or a mean of cosines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +122,7 @@ def overall(layers: Sequence[Layer]) -> dict[str, float]:
     spread = sum(((layer.drift or 0.0) * layer.hospital_step) ** 2 for layer in layers)
     numbers: dict[str, float | None] = {
         "ideal_distance": _relative(missed, ideal),
-        **{name: _mean(getattr(layer, name) for layer in layers) for name in MEASURES[1:4]},
+        **{name: _mean(getattr(layer, name) for layer in layers) for name in _MEANS},
         "hospital_step": math.sqrt(squares),
         "drift": math.sqrt(spread / squares) if squares > 0 else None,
         "cosine": _mean(layer.cosine for layer in layers),
