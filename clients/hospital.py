@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..aggregators.contract import Download, Fit, HospitalInfo, LocalResult, LocalRule, Phase, Streams, Tensors
-from ..datasets.augment import Augmentation
 from ..datasets.windows import HospitalWindows
 from .replica import Replica
-from .training import OptimizerState, Training, fit
+from .training import OptimizerState, Workplace, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +50,6 @@ class Turn:
         return losses[-1] if losses else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workplace:
-    """What all hospitals of a run share: the replica and how one trains on it."""
-
-    replica: Replica
-    training: Training
-    augment: Augmentation
-
-
 def take_turn(
     workplace: Workplace,
     rule: LocalRule,
@@ -92,11 +82,9 @@ def take_turn(
         _check_phase(phase, workplace.replica)
         workplace.replica.load(values)
         result, state = fit(
-            workplace.replica,
+            workplace,
             phase,
             windows,
-            workplace.training,
-            workplace.augment,
             memory.of_phase(number),
             _below(rng, number),
             lasting,

@@ -52,6 +52,7 @@ class Replica:
         self._pristine: dict[str, Tensor] = {}
         self.values, self._flat = self._flatten()
         self.rank = self.max_rank
+        self.prefix = model.frozen_stages(layout.names)
         self.unused = self._find_unused()
 
     @property
@@ -88,8 +89,8 @@ class Replica:
         """
         self._check_names(tensors)
         rank = self._rank_of(tensors)
-        padded = [self.widened(name, tensors[name]).to(self.dtype).flatten() for name in self.values]
-        self._flat.copy_(torch.cat(padded))
+        padded = [self.place(self.widened(name, tensors[name])).flatten() for name in self.values]
+        torch.cat(padded, out=self._flat)
         if rank is not None and rank != self.rank:
             set_rank(self.model, rank)
         self.rank = rank
@@ -193,8 +194,23 @@ class Replica:
 
     def encode(self, images: Tensor) -> Tensor:
         """(b, D, H, W) windows -> (b * D, width, g, g) image embeddings."""
+        return self.proceed(self.begin(images), images.shape[1])
+
+    @torch.no_grad()
+    def begin(self, images: Tensor) -> Tensor:
+        """(b, D, H, W) windows -> (b * D, ...): what the frozen start of the encoder makes of them, without gradient.
+
+        The frozen start are the first ``prefix`` stages of the encoder, in which nothing may train. It is the same for
+        every hospital and round, and may be kept (:mod:`.features`).
+        """
         with self._autocast():
-            return self.model.encode(self.place(images.flatten(0, 1)[:, None]), images.shape[1])
+            flat = self.place(images.flatten(0, 1)[:, None])  # (b * D, 1, H, W)
+            return self.model.through(flat, images.shape[1], range(self.prefix))
+
+    def proceed(self, hidden: Tensor, depth: int) -> Tensor:
+        """What :meth:`begin` gave for windows of ``depth`` slices -> (b * D, width, g, g) image embeddings."""
+        with self._autocast():
+            return self.model.through(hidden, depth, range(self.prefix, self.model.num_stages))
 
     def decode(self, embedding: Tensor) -> Tensor:
         """Image embeddings -> (b * D, C+1, h, w) mask logits."""
@@ -202,11 +218,12 @@ class Replica:
             return self.model.decode(embedding)
 
     @torch.no_grad()
-    def features_at(self, tensors: Tensors, images: Tensor) -> Tensor:
-        """Features of the windows under other values of the trainable tensors (full rank, on the device)."""
-        flat = self.place(images.flatten(0, 1)[:, None])  # (b * D, 1, H, W)
+    def features_at(self, tensors: Tensors, hidden: Tensor, depth: int) -> Tensor:
+        """Features of what :meth:`begin` gave, under other trainable tensors (at full rank, on the device)."""
+        stages = range(self.prefix, self.model.num_stages)
         with self._autocast():
-            embedding: Tensor = functional_call(_Encoder(self.model), _below("model", tensors), (flat, images.shape[1]))
+            inputs = (hidden, depth, stages)
+            embedding: Tensor = functional_call(_Encoder(self.model), _below("model", tensors), inputs)
         return self.model.pool(embedding)
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -216,14 +233,14 @@ class Replica:
 
 
 class _Encoder(nn.Module):
-    """The encoder half of a model as a module of its own, because functional_call runs ``forward``."""
+    """The encoder of a model as a module of its own, because functional_call runs ``forward``."""
 
     def __init__(self, model: SamNet) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, depth: int) -> Tensor:
-        return self.model.encode(images, depth)
+    def forward(self, hidden: Tensor, depth: int, stages: range) -> Tensor:
+        return self.model.through(hidden, depth, stages)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

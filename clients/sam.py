@@ -13,7 +13,7 @@ Source: Kirillov et al. 2023 (SAM); arXiv 2407.21739 (FLAP-SAM: C + 1 maps, 16x 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -236,12 +236,43 @@ class SamNet(nn.Module):
             images: B = windows * depth slices, window after window.
             depth: Slices of a window; without slice adapters every image stands alone, whatever it is.
         """
+        return self.through(images, depth, range(self.num_stages))
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the image encoder: patches with their positions, every block, neck."""
+        return len(self.vision_encoder.layers) + 2
+
+    def through(self, hidden: Tensor, depth: int, stages: range) -> Tensor:
+        """What some stages of the encoder, in order, make of what the stage before them gave.
+
+        Args:
+            hidden: (B, 3, H, W) or (B, 1, H, W) images before stage 0, (B, g, g, width) before the others; the last
+                gives the embedding (B, D, g, g).
+            depth: Slices of a window.
+            stages: Which stages; none: ``hidden`` as it is.
+        """
+        for number in stages:
+            hidden = self._stage(number, hidden, depth)
+        return hidden
+
+    def _stage(self, number: int, hidden: Tensor, depth: int) -> Tensor:
         encoder = self.vision_encoder
-        hidden = encoder.patch_embed(images.expand(-1, 3, -1, -1)) + encoder.pos_embed  # (B, g, g, width)
-        for layer in encoder.layers:
-            hidden = layer(hidden, depth) if isinstance(layer, SliceLayer) else layer(hidden)
-        embedding: Tensor = encoder.neck(hidden)
-        return embedding
+        if number == 0:
+            patches: Tensor = encoder.patch_embed(hidden.expand(-1, 3, -1, -1)) + encoder.pos_embed
+            return patches  # (B, g, g, width)
+        module = encoder.neck if number == self.num_stages - 1 else encoder.layers[number - 1]
+        out: Tensor = module(hidden, depth) if isinstance(module, SliceLayer) else module(hidden)
+        return out
+
+    def frozen_stages(self, trained: Collection[str]) -> int:
+        """How many stages of the encoder, from the first on, hold none of the parameters of these names."""
+        encoder = self.vision_encoder
+        named = {id(parameter) for name, parameter in self.named_parameters() if name in trained}
+        first = [encoder.pos_embed, *encoder.patch_embed.parameters()]
+        stages = [first, *([*module.parameters()] for module in (*encoder.layers, encoder.neck))]
+        trains = [any(id(parameter) in named for parameter in stage) for stage in stages]
+        return trains.index(True) if any(trains) else len(stages)
 
     def decode(self, embedding: Tensor) -> Tensor:
         """Logits (B, C + 1, h, w) of an embedding (B, D, g, g)."""

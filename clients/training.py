@@ -6,7 +6,7 @@ The loop never waits for the device: losses are kept there and checked once, aft
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..aggregators.contract import Fit, Phase, Streams, Tensors
-from ..datasets.augment import Augmentation, apply, fixed_variants, pick
-from ..datasets.windows import HospitalWindows, epoch_batches
+from ..datasets.augment import Augmentation
+from ..datasets.windows import HospitalWindows
+from .batches import Batch, Kept, draws, feed
 from .losses import segmentation_loss
 from .optimizers import SGD, AdamW, Schedule
 from .replica import Replica
@@ -71,6 +72,11 @@ class Training:
         """The learning rate of the hospital's step number ``step`` (from 0)."""
         return self.schedule.lr(self.optimizer.lr, step, steps_per_epoch)
 
+    @property
+    def momentum(self) -> float:
+        """Of the optimizer, 0 where it has none."""
+        return self.optimizer.momentum if isinstance(self.optimizer, SGD) else 0.0
+
     def steps_per_epoch(self, num_windows: int) -> int:
         """Batches in one pass, the short last one included."""
         return math.ceil(num_windows / self.batch_size)
@@ -92,12 +98,27 @@ class OptimizerState:
     steps: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """What all hospitals of a run share: the replica and how one trains on it.
+
+    Args:
+        replica: The model.
+        training: The settings of every hospital.
+        augment: What is done to a training window.
+        kept: What is kept of the frozen start of the model, where anything is.
+    """
+
+    replica: Replica
+    training: Training
+    augment: Augmentation
+    kept: Kept | None = None
+
+
 def fit(
-    replica: Replica,
+    workplace: Workplace,
     phase: Phase,
     windows: HospitalWindows,
-    training: Training,
-    augment: Augmentation,
     state: OptimizerState,
     rng: Streams,
     lasting: Streams,
@@ -105,16 +126,12 @@ def fit(
     """Runs one phase on the tensors that the replica holds now.
 
     Args:
-        replica: Holds the start values; holds the fitted ones afterwards.
+        workplace: Its replica holds the start values, and the fitted ones afterwards.
         phase: What to train and how.
         windows: The hospital's N training windows.
-        training: The hospital's settings.
-        augment: What is done to a training window.
         state: Kept optimizer moments (empty: fresh) and the steps the hospital took in this phase of earlier rounds.
-        rng: Streams of this hospital, round and phase; keys used: ``batches``, ``augment`` and ``variant`` with the
-            epoch's number.
-        lasting: Streams of this hospital that are the same in every round; keys used: ``augment`` with the number of a
-            variant.
+        rng: Streams of this hospital, round and phase, for :func:`.batches.draws`.
+        lasting: Streams of this hospital that are the same in every round, for the same.
 
     Returns:
         The fit (tensors on the host) and the optimizer state for the next round.
@@ -122,57 +139,39 @@ def fit(
     Raises:
         NonFiniteLossError: names the batch.
     """
+    replica, training = workplace.replica, workplace.training
     before = mean_loss(replica, windows, training) if phase.measure else None
     step = _Step(replica, phase, training, state.moments)
-    num_steps = training.num_steps(phase, len(windows))
-    per_epoch = training.steps_per_epoch(len(windows))
-    planned = training.num_steps(replace(phase, epochs=None), len(windows))  # what a round takes of the schedule
-    places = [(state.steps + number) * planned // num_steps for number in range(num_steps)]
-    lrs = [training.lr(place, per_epoch) for place in places]
-    batches = _batches(windows, training, augment, num_steps, replica, rng, lasting)
-    losses = [step(images, labels, lr) for lr, (images, labels) in zip(lrs, batches, strict=True)]
+    lrs = learning_rates(training, phase, len(windows), state)
+    drawn = draws(windows, training.batch_size, workplace.augment, len(lrs), rng, lasting)
+    batches = feed(replica, ((draw,) for draw in drawn), workplace.kept)
+    losses = [step(batch, lr) for lr, batch in zip(lrs, batches, strict=True)]
     result = Fit(
-        mean_loss=_finite_mean(losses),
+        mean_loss=finite_mean(losses),
         tensors=replica.read(),
         learning_rates=tuple(lrs),
-        momentum=training.optimizer.momentum if isinstance(training.optimizer, SGD) else 0.0,
+        momentum=training.momentum,
         mean_gradient=step.mean_gradient(sum(lrs)),
         loss_before=before,
     )
-    return result, OptimizerState(moments=step.moments(), steps=state.steps + num_steps)
+    return result, OptimizerState(moments=step.moments(), steps=state.steps + len(lrs))
+
+
+def learning_rates(training: Training, phase: Phase, num_windows: int, state: OptimizerState) -> list[float]:
+    """The learning rate of every step of a phase, which goes on in the schedule where the last round's ended."""
+    num_steps, per_epoch = training.num_steps(phase, num_windows), training.steps_per_epoch(num_windows)
+    planned = training.num_steps(replace(phase, epochs=None), num_windows)  # what a round takes of the schedule
+    return [training.lr((state.steps + step) * planned // num_steps, per_epoch) for step in range(num_steps)]
 
 
 @torch.no_grad()
 def mean_loss(replica: Replica, windows: HospitalWindows, training: Training) -> float:
     """Mean training loss over all windows in their own order, not augmented, weighted by the windows of each batch."""
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=replica.device)
     for index in torch.arange(len(windows)).split(training.batch_size):
         images, labels = windows.gather(index, replica.device)
-        total += segmentation_loss(replica.logits(images), _slices(labels)).item() * len(index)
-    return total / len(windows)
-
-
-def _batches(
-    windows: HospitalWindows,
-    training: Training,
-    augment: Augmentation,
-    num_steps: int,
-    replica: Replica,
-    rng: Streams,
-    lasting: Streams,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """``num_steps`` augmented batches on the device: images (b, D, H, W) and labels (b, D, H, W)."""
-    variants = fixed_variants(augment, len(windows), lasting)
-    per_epoch = training.steps_per_epoch(len(windows))
-    for epoch in range(math.ceil(num_steps / per_epoch)):
-        batches = epoch_batches(len(windows), training.batch_size, rng("batches", epoch))
-        if variants:
-            parameters = pick(variants, rng("variant", epoch))
-        else:
-            parameters = augment.sample(len(windows), rng("augment", epoch))
-        for index in batches[: num_steps - epoch * per_epoch]:
-            images, labels = windows.gather(index, replica.device)
-            yield apply(images, labels, parameters.select(index))
+        total += segmentation_loss(replica.logits(images), _slices(labels)) * len(index)
+    return total.item() / len(windows)
 
 
 class _Step:
@@ -188,10 +187,10 @@ class _Step:
         self.earlier = moments
         self._restore(moments)
 
-    def __call__(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
+    def __call__(self, batch: Batch, lr: float) -> Tensor:
         """Takes one step; the loss stays on the device."""
         self.replica.zero_grad()
-        loss = self._objective(images, labels)
+        loss = self._objective(batch)
         loss.backward()
         self._shape_gradients(lr)
         if self.training.clip_norm is not None:
@@ -202,16 +201,16 @@ class _Step:
             self.optimizer.step()
         return loss.detach()
 
-    def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _objective(self, batch: Batch) -> Tensor:
         """Segmentation loss plus the phase's penalty and contrast."""
-        embedding = self.replica.encode(images)
-        loss = segmentation_loss(self.replica.decode(embedding), _slices(labels))
+        embedding = self.replica.proceed(*batch.begun)
+        loss = segmentation_loss(self.replica.decode(embedding), _slices(batch.labels))
         if self.phase.penalty is not None:
             own = {name: self.replica.narrowed(name, value) for name, value in self.trained.items()}
             loss = loss + self.phase.penalty(own, self.context)
         if self.phase.contrast is not None:
             features = self.replica.model.pool(embedding)
-            others = {name: self.replica.features_at(values, images) for name, values in self.references.items()}
+            others = {name: self.replica.features_at(values, *batch.begun) for name, values in self.references.items()}
             loss = loss + self.phase.contrast(features, others, self.context)
         return loss
 
@@ -266,7 +265,7 @@ def _slices(labels: Tensor) -> Tensor:
     return labels.flatten(0, 1)  # (b, D, H, W) -> (b * D, H, W)
 
 
-def _finite_mean(losses: Sequence[Tensor]) -> float | None:
+def finite_mean(losses: Sequence[Tensor]) -> float | None:
     """The mean of the step losses, brought to the host at once."""
     if not losses:
         return None

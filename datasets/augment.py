@@ -374,13 +374,17 @@ def fixed_variants(augment: Augmentation, n_windows: int, lasting: Streams) -> t
     return tuple(augment.sample(n_windows, lasting("augment", m)) for m in range(augment.variants))
 
 
-def pick(variants: Sequence[AugmentParameters], rng: torch.Generator) -> AugmentParameters:
-    """For every window one of its variants, all equally likely."""
-    n = len(variants[0])
-    chosen = torch.randint(len(variants), (n,), generator=rng)
+def choose(num_variants: int, n_windows: int, rng: torch.Generator) -> Tensor:
+    """(n,) the number of a variant for every window, all equally likely."""
+    return torch.randint(num_variants, (n_windows,), generator=rng)
+
+
+def of_variants(variants: Sequence[AugmentParameters], chosen: Tensor) -> AugmentParameters:
+    """For every window the parameters of the variant that was chosen (n,)."""
+    windows = torch.arange(len(chosen))
     names = [field.name for field in fields(AugmentParameters)]
     stacked = {name: torch.stack([getattr(variant, name) for variant in variants]) for name in names}
-    return AugmentParameters(**{name: values[chosen, torch.arange(n)] for name, values in stacked.items()})
+    return AugmentParameters(**{name: values[chosen, windows] for name, values in stacked.items()})
 
 
 def apply(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> tuple[Tensor, Tensor]:

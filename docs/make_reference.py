@@ -39,11 +39,12 @@ from wardround.simulator import results
 from wardround.simulator.attacks import ATTACKS
 from wardround.simulator.cli import main as command_line
 from wardround.simulator.compression import COMPRESSIONS
-from wardround.simulator.config import Experiment, Runtime, load_experiment
+from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.privacy import AdaptiveClip, Privacy
 from wardround.simulator.recording import Instruments
 from wardround.simulator.replay import Replayed, replay
+from wardround.simulator.runtime import Runtime
 from wardround.simulator.sampling import Cohort
 from wardround.simulator.secure_sum import SecureSum
 from wardround.simulator.stages import Stages

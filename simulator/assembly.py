@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..aggregators.contract import HospitalInfo, ServerState, Setting
-from ..clients.hospital import Workplace
 from ..clients.methods import LowRank, Method
 from ..clients.optimizers import SGD
 from ..clients.replica import Replica
-from ..clients.training import Training
+from ..clients.training import Training, Workplace
 from ..datasets.cache import Preparation
 from ..datasets.contract import Case, Cases, Dataset, Federation, Volume
 from ..datasets.fingerprints import file_hash
@@ -203,7 +202,7 @@ def make_setting(
         hospitals=tuple(hospital.info for _, hospital in sorted(hospitals.items())),
         frozen=replica.frozen_shapes(),
         optimizer="sgd" if isinstance(optimizer, SGD) else "adamw",
-        momentum=optimizer.momentum if isinstance(optimizer, SGD) else 0.0,
+        momentum=training.momentum,
         cohort_size=cohort_size,
     )
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..aggregators.contract import Download, HospitalInfo, LocalRule, Streams
-from ..clients.hospital import Memory, Turn, Workplace, take_turn
-from ..clients.training import NonFiniteLossError
+from ..clients.hospital import Memory, Turn, take_turn
+from ..clients.training import NonFiniteLossError, Workplace
 from ..datasets.windows import HospitalWindows, PreparedVolume
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from ..aggregators import AGGREGATORS
 from ..aggregators.contract import Aggregator
@@ -24,34 +24,15 @@ from . import yaml12
 from .builder import ConfigError, Problem, build, expand, merge, resolve
 from .experiments import DOCUMENTATION, ExperimentsFile
 from .recording import Instruments
+from .runtime import WHERE_AND_HOW, Runtime
 from .sampling import Cohort
 from .stages import Stages
 from .weights import WEIGHTINGS, Examples, Weighting
 
 __all__ = ["ConfigError", "Experiment", "Runtime", "build", "identity", "load_experiment", "load_resolved", "resolve"]
 
-_NOT_IDENTITY = ("name", "purpose", "runtime.device", "runtime.threads", "model.weights")
-"""What does not enter a run's id: words, where it runs, and the weights' path (their hash enters on its own)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """Where and how a run computes; changes speed, not the method.
-
-    Args:
-        device: ``auto`` is CUDA where there is one, else the CPU.
-        threads: Threads on the CPU, >= 1; None: as many as torch takes.
-        deterministic: On CUDA, cuDNN takes deterministic algorithms only (other kernels may still differ in the last
-            bits). On the CPU runs are bit-identical either way, with the same number of threads.
-    """
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = None
-    deterministic: bool = True
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {self.threads!r}")
+_NOT_IDENTITY = ("name", "purpose", *(f"runtime.{name}" for name in WHERE_AND_HOW), "model.weights")
+"""What does not enter a run's id: words, where and how it runs, the weights' path (their hash enters on its own)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ from typing import Any
 from ..aggregators.checks import AggregationError, check_download, check_server_state, check_updates
 from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
 from ..aggregators.robust import Reweighting, with_diagnostics
-from ..clients.hospital import Memory, Turn, Workplace
+from ..clients.hospital import Memory, Turn
+from ..clients.training import Workplace
 from .checkpoint import Checkpoint, Memories
 from .cohort import Hospital, Outsider, train_sequentially
 from .privacy import Account

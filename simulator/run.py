@@ -18,6 +18,7 @@ from .progress import Progress
 from .recording import instrument_rows, record_updates
 from .report import write_report
 from .rundir import RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
+from .runtime import prepare_device
 from .summary import summarise_run
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def run(
         ValueError: bad input, with where and how to mend it. What was finished stays.
         OSError: the disk is full or not writable.
     """
-    device = prepare_device(experiment)
+    device = prepare_device(experiment.runtime)
     located = locate(experiment, data)
     directory, config = run_directory(experiment, located, out)
     if directory.manifest is not None and directory.manifest["state"] == "finished":
@@ -99,30 +100,6 @@ def run_directory(experiment: Experiment, located: Located, out: Path) -> tuple[
 
     identifier = run_id(identity(experiment), located.data_hash, located.weights_hash)
     return RunDirectory(out / experiment.name / identifier), resolve(experiment)
-
-
-def prepare_device(experiment: Experiment) -> torch.device:
-    """Sets threads and determinism, and picks the device.
-
-    Raises:
-        ValueError: the device that was asked for is not there.
-    """
-    runtime = experiment.runtime
-    if runtime.threads is not None:
-        torch.set_num_threads(runtime.threads)
-    torch.backends.cudnn.benchmark = not runtime.deterministic
-    torch.backends.cudnn.deterministic = runtime.deterministic
-    return choose_device(runtime.device)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if not available[name]:
-        raise ValueError(f"runtime.device: expected a device of this machine, got {name!r}; use 'auto' or 'cpu'")
-    return torch.device(name)
 
 
 def _begin(

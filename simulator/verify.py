@@ -12,8 +12,9 @@ from .checkpoint import state_hash
 from .config import Experiment, identity, load_resolved
 from .federation import Stopwatch, joined, run_round
 from .progress import Progress
-from .run import check_fits, measure_round, prepare_device, score_round
+from .run import check_fits, measure_round, score_round
 from .rundir import RunDirectory, check_environment, environment, run_id
+from .runtime import prepare_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     if directory.manifest is None:
         raise ValueError(f"{path}: expected a run directory with manifest.json")
     experiment = load_resolved(path / "config.yaml")
-    device = prepare_device(experiment)
+    device = prepare_device(experiment.runtime)
     if not allow_changed_environment:
         check_environment(directory.manifest["environment"], environment(device))
     located = locate(experiment, data)

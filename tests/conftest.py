@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from wardround.aggregators.contract import Aggregator, HospitalInfo
-from wardround.clients.hospital import Workplace
 from wardround.clients.lora import LoRA
 from wardround.clients.methods import FlapSam, Method
 from wardround.clients.optimizers import SGD, Schedule
 from wardround.clients.replica import Precision, Replica
 from wardround.clients.sam import Sam
-from wardround.clients.training import Training
+from wardround.clients.training import Training, Workplace
 from wardround.datasets.augment import NoAugment
 from wardround.datasets.contract import Case
 from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows

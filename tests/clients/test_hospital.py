@@ -8,10 +8,10 @@ from torch import Tensor
 
 from wardround.aggregators.contract import Download, HospitalInfo, Phase, Tensors
 from wardround.aggregators.plain import PlainTraining
-from wardround.clients.hospital import Memory, Workplace, take_turn
+from wardround.clients.hospital import Memory, take_turn
 from wardround.clients.optimizers import SGD, AdamW, Schedule
 from wardround.clients.replica import Replica
-from wardround.clients.training import Training, mean_loss
+from wardround.clients.training import Training, Workplace, mean_loss
 from wardround.datasets.augment import NoAugment
 from wardround.datasets.windows import HospitalWindows
 from wardround.simulator.randomness import streams

@@ -21,7 +21,7 @@ from wardround.simulator.assembly import build_replica
 from wardround.simulator.config import load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.randomness import streams
-from wardround.simulator.run import choose_device
+from wardround.simulator.runtime import choose_device
 
 FUSED = {"lora_q": (0, 4), "lora_v": (8, 12)}
 

@@ -140,7 +140,7 @@ def test_the_unused_tensors_are_found(make_replica: Make) -> None:
 def test_features_under_other_values_leave_the_replica_alone(make_replica: Make) -> None:
     replica = make_replica()
     initial, other = replica.read(), noise(replica, 5)
-    there = replica.features_at(replica.padded(other), windows())
+    there = replica.features_at(replica.padded(other), replica.begin(windows()), windows().shape[1])
     assert all(torch.equal(value, initial[name]) for name, value in replica.read().items())
     replica.load(other)
     expected = replica.model.pool(replica.encode(windows()))

@@ -10,7 +10,7 @@ from wardround.aggregators.fednova import norm_of_steps
 from wardround.clients.losses import segmentation_loss
 from wardround.clients.optimizers import SGD, AdamW, Schedule
 from wardround.clients.replica import Replica
-from wardround.clients.training import NonFiniteLossError, OptimizerState, Training, fit, mean_loss
+from wardround.clients.training import NonFiniteLossError, OptimizerState, Training, Workplace, fit, mean_loss
 from wardround.datasets.augment import Augment, NoAugment
 from wardround.datasets.windows import HospitalWindows, epoch_batches
 from wardround.simulator.randomness import streams
@@ -36,7 +36,8 @@ def everything(replica: Replica, **more: object) -> Phase:
 
 def run(replica: Replica, windows: HospitalWindows, training: Training, phase: Phase | None = None, state=None):
     phase, state = phase or everything(replica), state or OptimizerState()
-    return fit(replica, phase, windows, training, NoAugment(), state, RNG, LASTING)
+    workplace = Workplace(replica=replica, training=training, augment=NoAugment())
+    return fit(workplace, phase, windows, state, RNG, LASTING)
 
 
 def test_a_fit_is_the_plain_loop(replica: Replica, windows: HospitalWindows) -> None:
@@ -246,7 +247,8 @@ def test_augmentation_reaches_the_batches(replica: Replica, windows: HospitalWin
     start, training = replica.read(), Training(steps=2)
     plain, _ = run(replica, windows, training)
     replica.load(start)
-    augmented, _ = fit(replica, everything(replica), windows, training, Augment(), OptimizerState(), RNG, LASTING)
+    workplace = Workplace(replica=replica, training=training, augment=Augment())
+    augmented, _ = fit(workplace, everything(replica), windows, OptimizerState(), RNG, LASTING)
     assert plain.mean_loss != augmented.mean_loss
 
 

@@ -22,8 +22,9 @@ from wardround.datasets.augment import (
     NoAugment,
     _operation_map,
     apply,
+    choose,
     fixed_variants,
-    pick,
+    of_variants,
 )
 
 OFF = {"rot90_flip_p": 0.0, "rotation_p": 0.0, "scale_p": 0.0, "gamma_p": 0.0}
@@ -469,7 +470,7 @@ def test_every_window_gets_one_of_its_variants(kind: type) -> None:
     assert len(variants) == augment.variants
     seen = torch.zeros(len(variants), 20, dtype=torch.int64)
     for epoch in range(60):
-        picked = pick(variants, rng(epoch))
+        picked = of_variants(variants, choose(len(variants), 20, rng(epoch)))
         rows = torch.arange(20).split(1)
         equal = torch.tensor([[same(picked.select(row), other.select(row)) for row in rows] for other in variants])
         assert (equal.sum(0) == 1).all()

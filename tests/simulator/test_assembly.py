@@ -15,7 +15,7 @@ from wardround.simulator.assessment import assess
 from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.progress import Progress
-from wardround.simulator.run import choose_device
+from wardround.simulator.runtime import choose_device
 
 
 @pytest.fixture(scope="module")

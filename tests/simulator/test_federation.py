@@ -18,7 +18,7 @@ from wardround.aggregators.local import Local
 from wardround.aggregators.plain import PlainTraining
 from wardround.clients.optimizers import SGD, Schedule
 from wardround.clients.training import OptimizerState, Training, fit
-from wardround.datasets.augment import Augment, NoAugment
+from wardround.datasets.augment import Augment
 from wardround.simulator.checkpoint import Checkpoint, state_hash
 from wardround.simulator.federation import Federated, num_bytes
 from wardround.simulator.sampling import Cohort
@@ -41,8 +41,7 @@ def test_one_hospital_is_plain_training(make_federated: Make) -> None:
     replica.load(before.server.tensors)
     phase = PlainTraining().phases(federated.aggregator.broadcast(before.server, hospital.info), {})[0]
     streams = federated.rng("local", 1, "hospital-0"), federated.rng("lasting", "hospital-0")
-    training = federated.workplace.training
-    plain, _ = fit(replica, phase, hospital.train, training, NoAugment(), OptimizerState(), *streams)
+    plain, _ = fit(federated.workplace, phase, hospital.train, OptimizerState(), *streams)
     assert_same(dict(after.server.tensors), dict(plain.tensors), 0.0)
 
 

@@ -29,7 +29,7 @@ from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.federation import Federated, num_bytes
 from wardround.simulator.privacy import AdaptiveClip, Privacy, bounded, joint_norm
 from wardround.simulator.randomness import streams
-from wardround.simulator.run import choose_device
+from wardround.simulator.runtime import choose_device
 from wardround.simulator.sampling import Cohort
 from wardround.simulator.secure_sum import SecureSum
 from wardround.simulator.stages import Arrived, Crossing, Stages, _without_training, check_stages, cross
