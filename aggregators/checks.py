@@ -25,7 +25,9 @@ class AggregationError(ValueError):
         super().__init__("\n  ".join([f"{where}: {self.problems[0]}", *self.problems[1:]]))
 
 
-def check_download(download: Download, layout: Layout, *, hospital: str, round_number: int) -> None:
+def check_download(
+    download: Download, layout: Layout, *, hospital: str, round_number: int, seen: dict[int, Tensor] | None = None
+) -> None:
     """Checks a broadcast before anyone trains from it.
 
     Args:
@@ -33,6 +35,8 @@ def check_download(download: Download, layout: Layout, *, hospital: str, round_n
         layout: What may train.
         hospital: Name of the hospital.
         round_number: Number of the round.
+        seen: Tensors by id that were found finite in this round, to which this call adds: what every hospital is handed
+            is looked at once.
 
     Raises:
         AggregationError: an unknown name, a non-finite value, or factors that disagree about the rank.
@@ -43,12 +47,19 @@ def check_download(download: Download, layout: Layout, *, hospital: str, round_n
         *_unknown("returns", download.returns, layout.names),
         *_ranks("start", {name: tuple(value.shape) for name, value in download.start.items()}, layout),
         *_ranks("returns", download.returns, layout),
-        *_not_finite(download.start, "tensor"),
-        *_not_finite(download.extra, "extra tensor"),
-        *_not_finite(download.sent or {}, "sent tensor"),
+        *_not_finite(_unseen(download.start, seen), "tensor"),
+        *_not_finite(_unseen(download.extra, seen), "extra tensor"),
+        *_not_finite(_unseen(download.sent or {}, seen), "sent tensor"),
     ]
     if problems:
         raise AggregationError(f"round {round_number}, broadcast to hospital {hospital!r}", problems)
+    if seen is not None:
+        groups = (download.start, download.extra, download.sent or {})
+        seen.update({id(value): value for tensors in groups for value in tensors.values()})
+
+
+def _unseen(tensors: Tensors, seen: dict[int, Tensor] | None) -> Tensors:
+    return {name: value for name, value in tensors.items() if id(value) not in seen} if seen else tensors
 
 
 def check_updates(

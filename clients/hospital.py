@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ..aggregators.contract import Download, Fit, HospitalInfo, LocalResult, LocalRule, Phase, Streams, Tensors
 from ..datasets.windows import HospitalWindows
+from .flat import FlatTensors
 from .replica import Replica
 from .training import OptimizerState, Workplace, fit
 
@@ -23,6 +27,35 @@ class Memory:
     tensors: Tensors = field(default_factory=dict)
     optimizer: tuple[OptimizerState, ...] = ()
     feedback: Tensors = field(default_factory=dict)
+
+    @staticmethod
+    def of(tensors: Tensors, steps: Sequence[int]) -> Memory:
+        """The memory that :meth:`named` took apart, in one buffer.
+
+        Args:
+            tensors: What :meth:`named` gave.
+            steps: Steps taken so far, per phase.
+        """
+        flat = FlatTensors.of(tensors)
+        optimizer = tuple(
+            OptimizerState(steps=taken, moments=flat.below(f"moments-{phase}/")) for phase, taken in enumerate(steps)
+        )
+        return Memory(tensors=flat.below("tensors/"), optimizer=optimizer, feedback=flat.below("feedback/"))
+
+    def named(self) -> dict[str, Tensor]:
+        """All tensors by group and name: ``tensors/...``, ``feedback/...``, ``moments-0/...``."""
+        groups = {"tensors": self.tensors, "feedback": self.feedback}
+        groups |= {f"moments-{phase}": state.moments for phase, state in enumerate(self.optimizer)}
+        return {f"{group}/{name}": value for group, tensors in groups.items() for name, value in tensors.items()}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps taken so far, per phase."""
+        return tuple(state.steps for state in self.optimizer)
+
+    def settled(self) -> Memory:
+        """The same memory in one buffer: views of larger tensors (the replica's, the server's) no longer hold them."""
+        return Memory.of(self.named(), self.steps)
 
     def of_phase(self, number: int) -> OptimizerState:
         """The optimizer state of a phase, fresh when there is none yet."""

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ..aggregators.contract import ServerState, Setting, Tensors
 from ..clients.hospital import Memory
-from ..clients.training import OptimizerState
 from .files import file_stem, read_json, write_bytes, write_json
 from .tensor_files import below, pack, unpack
 
@@ -72,7 +71,7 @@ class Checkpoints:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         write_bytes(folder / "server.safetensors", pack(_server_tensors(checkpoint)))
-        steps = {name: [state.steps for state in memory.optimizer] for name, memory in checkpoint.memories.items()}
+        steps = {name: list(memory.steps) for name, memory in checkpoint.memories.items()}
         write_json(folder / "state.json", {"round": checkpoint.round, "steps": steps, "memory": files})
         write_json(self.folder / "latest.json", {"round": checkpoint.round})
         self._prune(checkpoint.round)
@@ -103,7 +102,7 @@ class Checkpoints:
         files = dict(self._state(self.latest())["memory"]) if self.latest() is not None else {}
         for name in sorted(changed):
             files.pop(name, None)
-            tensors = _memory_tensors(checkpoint.memories[name])
+            tensors = checkpoint.memories[name].named()
             if tensors:
                 files[name] = f"{file_stem(name)}-{checkpoint.round:04d}.safetensors"
                 write_bytes(self.folder / "memory" / files[name], pack(tensors))
@@ -112,11 +111,7 @@ class Checkpoints:
     def _memory(self, name: str, state: Mapping[str, Any]) -> Memory:
         file = state["memory"].get(name)
         tensors = {} if file is None else unpack(self.folder / "memory" / file)[0]
-        optimizer = tuple(
-            OptimizerState(steps=steps, moments=below(f"moments-{number}/", tensors))
-            for number, steps in enumerate(state["steps"][name])
-        )
-        return Memory(tensors=below("tensors/", tensors), optimizer=optimizer, feedback=below("feedback/", tensors))
+        return Memory.of(tensors, state["steps"][name])
 
     def _state(self, number: int | None) -> Any:
         return read_json(self._round(number or 0) / "state.json", ("steps", "memory"))
@@ -142,13 +137,13 @@ def state_hash(checkpoint: Checkpoint) -> str:
     """SHA-256 over every tensor and counter of a checkpoint: equal exactly when the states are bit-identical."""
     digest = hashlib.sha256(str(checkpoint.round).encode())
     groups = {"server": _server_tensors(checkpoint)}
-    groups |= {name: _memory_tensors(memory) for name, memory in sorted(checkpoint.memories.items())}
+    groups |= {name: memory.named() for name, memory in sorted(checkpoint.memories.items())}
     for group, tensors in groups.items():
         for name in sorted(tensors):
             value = tensors[name].detach().cpu().contiguous()
             digest.update(f"{group}/{name}/{value.dtype}/{tuple(value.shape)}".encode())
             digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    steps = {name: [state.steps for state in memory.optimizer] for name, memory in sorted(checkpoint.memories.items())}
+    steps = {name: list(memory.steps) for name, memory in sorted(checkpoint.memories.items())}
     digest.update(json.dumps(steps).encode())
     return digest.hexdigest()
 
@@ -167,11 +162,3 @@ def _server_state(number: int, setting: Setting, tensors: Tensors) -> ServerStat
         base=below("base/", tensors),
         memory=below("memory/", tensors),
     )
-
-
-def _memory_tensors(memory: Memory) -> dict[str, Tensor]:
-    tensors = {f"tensors/{name}": value for name, value in memory.tensors.items()}
-    tensors |= {f"feedback/{name}": value for name, value in memory.feedback.items()}
-    for number, state in enumerate(memory.optimizer):
-        tensors |= {f"moments-{number}/{name}": value for name, value in state.moments.items()}
-    return tensors

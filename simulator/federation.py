@@ -12,10 +12,12 @@ verification rest on.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from ..aggregators.checks import AggregationError, check_download, check_server_state, check_updates
 from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
@@ -146,9 +148,10 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
     except ValueError as error:
         raise ValueError(f"round {number}: {error}") from error
     server = replace(aggregated.server, round=number)
+    changed = frozenset(turn.hospital.name for turn in turns)
     return Round(
-        checkpoint=Checkpoint(server=server, memories=_with_feedback(memories, arrived), stages=arrived.state),
-        changed=frozenset(turn.hospital.name for turn in turns),
+        checkpoint=Checkpoint(server=server, memories=_settled(memories, arrived, changed), stages=arrived.state),
+        changed=changed,
         rows=_rows(federated, number, downloads, turns, sent, arrived, aggregated),
         step=Step(before=before.server, downloads=arrived.downloads, updates=tuple(seen)),
     )
@@ -156,10 +159,11 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
 
 def _broadcast(federated: Federated, server: ServerState, cohort: tuple[str, ...], number: int) -> dict[str, Download]:
     layout = federated.workplace.replica.layout
-    downloads = {}
+    downloads: dict[str, Download] = {}
+    seen: dict[int, Tensor] = {}
     for name in cohort:
         downloads[name] = federated.aggregator.broadcast(server, federated.hospitals[name].info)
-        check_download(downloads[name], layout, hospital=name, round_number=number)
+        check_download(downloads[name], layout, hospital=name, round_number=number, seen=seen)
     return downloads
 
 
@@ -237,10 +241,11 @@ def _cross(
     return cross(at, sent)
 
 
-def _with_feedback(memories: Memories, arrived: Arrived) -> dict[str, Memory]:
-    """What every hospital remembers after the round."""
+def _settled(memories: Memories, arrived: Arrived, changed: Collection[str]) -> dict[str, Memory]:
+    """What every hospital remembers after the round; what changed is brought into one buffer per hospital."""
     kept = {name: replace(memories[name], feedback=feedback) for name, feedback in arrived.feedback.items()}
-    return {**memories, **kept}
+    after = {**memories, **kept}
+    return {**after, **{name: after[name].settled() for name in changed}}
 
 
 def _aggregate(federated: Federated, server: ServerState, updates: list[ClientUpdate], number: int) -> Aggregated:

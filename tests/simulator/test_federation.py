@@ -111,8 +111,8 @@ def test_variants_last_over_rounds(
     augment = Augment(rotation_p=1, variants=variants)
     federated = replace(federated, workplace=replace(federated.workplace, augment=augment))
     replica, seen = federated.workplace.replica, []
-    encode = replica.encode
-    monkeypatch.setattr(replica, "encode", lambda images: seen.extend(images.numpy().copy()) or encode(images))
+    begin = replica.begin
+    monkeypatch.setattr(replica, "begin", lambda images: seen.extend(images.numpy().copy()) or begin(images))
     for _ in range(5):
         checkpoint = advance(federated, checkpoint).checkpoint
     assert len(seen) == 5 * 24
