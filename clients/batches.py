@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -22,13 +23,14 @@ from torch import Tensor
 
 from ..aggregators.contract import Streams
 from ..datasets.augment import Augmentation, AugmentParameters, apply, choose, fixed_variants, of_variants
-from ..datasets.windows import HospitalWindows, epoch_batches
+from ..datasets.windows import HospitalWindows, epoch_batches, pinned, put
+from .prefetch import ahead
 from .replica import Replica
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """What a hospital's batches are cut from.
+    """What a hospital's batches are cut from. Equal to itself alone.
 
     Args:
         windows: Its N windows.
@@ -71,10 +73,12 @@ class Batch:
     Args:
         hidden: What the frozen start of the encoder made of the windows, (b * D, ...).
         labels: (b, D, H, W) uint8.
+        sizes: Per hospital, how many of its windows count; the others only fill the batch. Empty: all count.
     """
 
     hidden: Tensor
     labels: Tensor
+    sizes: tuple[int, ...] = ()
 
     @property
     def begun(self) -> tuple[Tensor, int]:
@@ -85,6 +89,11 @@ class Batch:
     def depth(self) -> int:
         """D."""
         return self.labels.shape[1]
+
+    def counted(self, values: Tensor) -> Tensor:
+        """The rows that count of (b * D, ...) values, in a batch of one hospital."""
+        rows = self.sizes[0] * self.depth if self.sizes else len(values)
+        return values if rows == len(values) else values[:rows]
 
 
 class Kept(Protocol):
@@ -129,26 +138,96 @@ def draws(
             )
 
 
-def feed(replica: Replica, steps: Iterable[Sequence[Draw]], kept: Kept | None = None) -> Iterator[Batch]:
+def in_order(windows: HospitalWindows, batch_size: int) -> Iterator[Draw]:
+    """All windows once, in their own order and not augmented, ``batch_size`` at a time."""
+    neutral = AugmentParameters.neutral(len(windows))
+    source = Source(windows=windows, variants=(neutral,))
+    for index in torch.arange(len(windows)).split(batch_size):
+        yield Draw(
+            source=source,
+            index=index,
+            parameters=neutral.select(index),
+            variants=torch.zeros_like(index),
+            size=len(index),
+        )
+
+
+def feed(
+    replica: Replica, steps: Iterable[Sequence[Draw]], kept: Kept | None = None, width: int | None = None
+) -> Iterator[Batch]:
     """Makes batches on the device of the replica, one per step.
+
+    Windows that lie elsewhere than the replica are cut out in the background, a few steps ahead.
 
     Args:
         replica: Has the frozen start.
         steps: Per step the draw of every hospital that takes part in it; all of one depth.
         kept: Where to look for what was made before.
+        width: Fill every hospital's part of a batch to so many windows (:meth:`.Replica.width`); None: as drawn.
     """
-    for step in steps:
-        found = [None if kept is None else kept.find(replica, draw) for draw in step]
-        fresh = iter(_made(replica, [draw for draw, batch in zip(step, found, strict=True) if batch is None]))
-        batches = [next(fresh) if batch is None else batch for batch in found]
-        yield batches[0] if len(batches) == 1 else _joined(batches)
+    orders = (_order(replica, step if width is None else _filled(step, width), kept) for step in steps)
+    for order, slices in _cut_out(replica, orders):
+        fresh = iter(_made(replica, order.missing, slices))
+        batches = [next(fresh) if batch is None else batch for batch in order.found]
+        batch = batches[0] if len(batches) == 1 else _joined(batches)
+        yield replace(batch, sizes=tuple(draw.size for draw in order.step))
 
 
-def _made(replica: Replica, step: Sequence[Draw]) -> list[Batch]:
+def filled_up(step: Sequence[Draw], width: int | None) -> Sequence[Draw]:
+    """A step with ``width`` windows over all its draws: the last draw is filled. None: as it is."""
+    lacking = 0 if width is None else width - sum(len(draw.index) for draw in step)
+    return step if lacking <= 0 else [*step[:-1], step[-1].filled(len(step[-1].index) + lacking)]
+
+
+def _filled(step: Sequence[Draw], width: int) -> list[Draw]:
+    return [draw if len(draw.index) == width else draw.filled(width) for draw in step]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What a step needs: its draws, and per draw the batch that was found, None where it has to be made."""
+
+    step: Sequence[Draw]
+    found: Sequence[Batch | None]
+
+    @property
+    def missing(self) -> list[Draw]:
+        return [draw for draw, batch in zip(self.step, self.found, strict=True) if batch is None]
+
+
+def _order(replica: Replica, step: Sequence[Draw], kept: Kept | None) -> _Order:
+    found = [None if kept is None else kept.find(replica, draw) for draw in step]
+    if replica.compiled and None in found:
+        found = [None] * len(found)  # the frozen start is compiled for whole batches only
+    return _Order(step=step, found=found)
+
+
+Slices = list[tuple[Tensor, Tensor]]
+"""Images and labels per draw that has to be made, where its windows lie."""
+
+
+def _cut_out(replica: Replica, orders: Iterator[_Order]) -> Iterator[tuple[_Order, Slices]]:
+    """Every order with its windows, cut out ahead of time where they lie elsewhere than the replica."""
+
+    def cut_out(order: _Order) -> tuple[_Order, Slices]:
+        drawn = (draw.source.windows.gather(draw.index) for draw in order.missing)
+        return order, [(pinned(images, replica.device), pinned(labels, replica.device)) for images, labels in drawn]
+
+    first = next(orders, None)
+    if first is None:
+        return iter(())
+    orders = chain([first], orders)
+    elsewhere = any(draw.source.windows.device.type != replica.device.type for draw in first.step)
+    return ahead(cut_out, orders) if elsewhere else map(cut_out, orders)
+
+
+def _made(replica: Replica, missing: Sequence[Draw], slices: Slices) -> list[Batch]:
     """The batches of one step, made in one pass through the frozen start."""
-    if not step:
+    if not missing:
         return []
-    images, labels = zip(*(cut(draw, replica.device) for draw in step), strict=True)
+    cut_out = ((put(images, replica.device), put(labels, replica.device)) for images, labels in slices)
+    formed = [apply(*windows, draw.parameters) for windows, draw in zip(cut_out, missing, strict=True)]
+    images, labels = zip(*formed, strict=True)
     hidden = replica.begin(images[0] if len(images) == 1 else torch.cat(images))
     parts = hidden.split([part.shape[0] * part.shape[1] for part in images])
     return [Batch(hidden=part, labels=masks) for part, masks in zip(parts, labels, strict=True)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -11,6 +11,8 @@ from ..aggregators.contract import Download, Fit, HospitalInfo, LocalResult, Loc
 from ..datasets.windows import HospitalWindows
 from .flat import FlatTensors
 from .replica import Replica
+from .stack import Stack
+from .stacked_training import fit_together
 from .training import OptimizerState, Workplace, fit
 
 
@@ -63,81 +65,143 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
-    """What came of a hospital's turn: what it sends, what it remembers, and its fits."""
-
-    hospital: HospitalInfo
-    result: LocalResult
-    memory: Memory
-    fits: tuple[Fit, ...]
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps over all phases."""
-        return sum(fit.num_steps for fit in self.fits)
-
-    @property
-    def mean_loss(self) -> float | None:
-        """Mean training loss of the last phase that took a step, None when none did."""
-        losses = [fit.mean_loss for fit in self.fits if fit.mean_loss is not None]
-        return losses[-1] if losses else None
-
-
-def take_turn(
-    workplace: Workplace,
-    rule: LocalRule,
-    hospital: HospitalInfo,
-    download: Download,
-    memory: Memory,
-    windows: HospitalWindows,
-    rng: Streams,
-    lasting: Streams,
-) -> Turn:
-    """Runs all phases of the rule at one hospital.
+class Assignment:
+    """What a hospital has and was sent when its turn comes.
 
     Args:
-        workplace: The replica (left in an arbitrary state) and the training settings.
-        rule: The hospital's half of the algorithm.
         hospital: Which hospital.
         download: What the server broadcast to it.
         memory: What it remembers.
         windows: Its training windows.
         rng: Streams of this hospital and round.
         lasting: Streams of this hospital that are the same in every round and phase.
+    """
+
+    hospital: HospitalInfo
+    download: Download
+    memory: Memory
+    windows: HospitalWindows
+    rng: Streams
+    lasting: Streams
+
+    def phases(self, rule: LocalRule) -> tuple[Phase, ...]:
+        """What the rule has it fit, in order."""
+        return tuple(rule.phases(self.download, self.memory.tensors))
+
+    def streams(self, phase: int) -> Streams:
+        """The streams of one phase. The first phase uses the hospital's own, whatever the algorithm."""
+        if phase == 0:
+            return self.rng
+        return lambda *keys: self.rng(*keys, f"phase-{phase}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What came of a hospital's turn. It holds no tensors but those that are sent and those that are remembered.
+
+    Args:
+        hospital: Which hospital.
+        result: What it sends; its memory is moved into ``memory``.
+        memory: What it remembers, in one buffer.
+        num_steps: Optimizer steps over all phases.
+        mean_loss: Mean training loss of the last phase that took a step, None when none did.
+    """
+
+    hospital: HospitalInfo
+    result: LocalResult
+    memory: Memory
+    num_steps: int
+    mean_loss: float | None
+
+
+def take_turn(workplace: Workplace, rule: LocalRule, assignment: Assignment) -> Turn:
+    """Runs all phases of the rule at one hospital.
+
+    Args:
+        workplace: The replica (left in an arbitrary state) and the training settings.
+        rule: The hospital's half of the algorithm.
+        assignment: What the hospital has and was sent.
 
     Raises:
         NonFiniteLossError: names the batch.
         ValueError: the rule asks for a tensor that nobody gave a value.
     """
-    values, fits, states = dict(download.start), [], []
-    for number, phase in enumerate(rule.phases(download, memory.tensors)):
-        values |= phase.start or {}
-        _check_phase(phase, workplace.replica)
-        workplace.replica.load(values)
-        result, state = fit(
-            workplace,
-            phase,
-            windows,
-            memory.of_phase(number),
-            _below(rng, number),
-            lasting,
-        )
-        values = dict(result.tensors)
-        fits.append(result)
-        states.append(state)
-    finished = rule.finish(download, fits, memory.tensors)
-    kept = Memory(tensors=finished.memory, optimizer=tuple(states), feedback=memory.feedback)
-    return Turn(hospital=hospital, result=finished, memory=kept, fits=tuple(fits))
+
+    def train(starts: Sequence[Tensors], phases: Sequence[Phase], number: int) -> list[Fitted]:
+        workplace.replica.load(starts[0])
+        windows, state = assignment.windows, assignment.memory.of_phase(number)
+        return [fit(workplace, phases[0], windows, state, assignment.streams(number), assignment.lasting)]
+
+    [turn] = _turns(workplace, rule, [assignment], train)
+    return turn
+
+
+def take_turns_together(
+    workplace: Workplace, stack: Stack, rule: LocalRule, assignments: Sequence[Assignment]
+) -> list[Turn]:
+    """Runs all phases of the rule at several hospitals that share every step; their phases are alike.
+
+    Args:
+        workplace: The training settings, and the replica that the stack was made for.
+        stack: Room for so many hospitals (left in an arbitrary state).
+        rule: The hospital's half of the algorithm.
+        assignments: What each of them has and was sent, most windows first.
+
+    Raises:
+        NonFiniteLossError: names batch and row.
+        ValueError: the rule asks for a tensor that nobody gave a value, or the phases are not alike.
+    """
+    windows = [assignment.windows for assignment in assignments]
+    lasting = [assignment.lasting for assignment in assignments]
+
+    def train(starts: Sequence[Tensors], phases: Sequence[Phase], number: int) -> list[Fitted]:
+        stack.load(starts)
+        states = [assignment.memory.of_phase(number) for assignment in assignments]
+        streams = [assignment.streams(number) for assignment in assignments]
+        return fit_together(stack, workplace, phases, windows, states, streams, lasting)
+
+    return _turns(workplace, rule, assignments, train)
+
+
+Fitted = tuple[Fit, OptimizerState]
+
+
+def _turns(
+    workplace: Workplace,
+    rule: LocalRule,
+    assignments: Sequence[Assignment],
+    train: Callable[[Sequence[Tensors], Sequence[Phase], int], list[Fitted]],
+) -> list[Turn]:
+    """Phase after phase at all of the hospitals; ``train`` fits them to one, given the values that they start from."""
+    values: list[Tensors] = [assignment.download.start for assignment in assignments]
+    fitted: list[list[Fitted]] = [[] for _ in assignments]
+    every = [assignment.phases(rule) for assignment in assignments]
+    for number, phases in enumerate(zip(*every, strict=True)):
+        starts = [{**own, **(phase.start or {})} for own, phase in zip(values, phases, strict=True)]
+        for phase in phases:
+            _check_phase(phase, workplace.replica)
+        for of_one, result in zip(fitted, train(starts, phases, number), strict=True):
+            of_one.append(result)
+        values = [of_one[-1][0].tensors for of_one in fitted]
+    return [_turn(rule, assignment, of_one) for assignment, of_one in zip(assignments, fitted, strict=True)]
+
+
+def _turn(rule: LocalRule, assignment: Assignment, fitted: Sequence[Fitted]) -> Turn:
+    """What comes of the fits of all phases."""
+    fits, states = tuple(fit for fit, _ in fitted), tuple(state for _, state in fitted)
+    memory = assignment.memory
+    finished = rule.finish(assignment.download, fits, memory.tensors)
+    losses = [fit.mean_loss for fit in fits if fit.mean_loss is not None]
+    return Turn(
+        hospital=assignment.hospital,
+        result=replace(finished, memory={}),
+        memory=Memory(tensors=finished.memory, optimizer=states, feedback=memory.feedback).settled(),
+        num_steps=sum(fit.num_steps for fit in fits),
+        mean_loss=losses[-1] if losses else None,
+    )
 
 
 def _check_phase(phase: Phase, replica: Replica) -> None:
     unknown = sorted(set(phase.train) - replica.values.keys())
     if unknown:
         raise ValueError(f"the local rule trains {unknown}, which the method does not offer for training")
-
-
-def _below(rng: Streams, phase: int) -> Streams:
-    """The streams of one phase. The first phase uses the hospital's own, whatever the algorithm."""
-    if phase == 0:
-        return rng
-    return lambda *keys: rng(*keys, f"phase-{phase}")

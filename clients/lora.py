@@ -18,9 +18,9 @@ from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ..aggregators.contract import Pair, Streams
+from .grouped import linear
 
 Rows = tuple[int, int] | None
 
@@ -35,12 +35,16 @@ class LoRA:
         power: 0: constant scale (FLAP-SAM), 1: LoRA, 0.5: rsLoRA.
         init_b: ``zero``: B starts at zero and the adapted model equals the base (the papers); ``normal``: B starts
             random, as in FLAP-SAM's released code.
+        blocks: Adapt only the last so many blocks of the encoder, >= 1; None: all of them. The mask decoder keeps its
+            adapters, where the method puts any there. What lies before the first adapter is the same in every round,
+            and may be kept (:mod:`~wardround.clients.features`).
     """
 
     rank: int = 32
     alpha: float = 1.0
     power: float = 0.0
     init_b: Literal["zero", "normal"] = "zero"
+    blocks: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -52,6 +56,8 @@ class LoRA:
             problems.append(f"power: expected a finite number of at least 0, got {self.power!r}")
         if self.init_b not in ("zero", "normal"):
             problems.append(f"init_b: expected 'zero' or 'normal', got {self.init_b!r}")
+        if self.blocks is not None and self.blocks < 1:
+            problems.append(f"blocks: expected at least 1, or null for all, got {self.blocks!r}")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -93,8 +99,11 @@ class Adapter(nn.Module):
         return self
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """``s B A x``: (..., d_in) to (..., d_out)."""
-        return self.scale * linear(linear(inputs, self.A), self.B)
+        """``s B A x``: (..., d_in) to (..., d_out). Stacked, every hospital has its own scale as well: (K,)."""
+        inner = linear(inputs, self.A)
+        if self.scale.ndim == 1:
+            return linear(inner, self.scale[:, None, None] * self.B)
+        return self.scale * linear(inner, self.B)
 
 
 class AdaptedLinear(nn.Linear):

@@ -24,10 +24,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ..aggregators.contract import Streams
 from ..aggregators.lowrank import orthonormal_rows, svd_of_matrix
+from .grouped import linear
 from .lora import AdaptedLinear, Rows, normal_rows
 
 Init = Literal["orthonormal", "weights"]

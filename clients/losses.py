@@ -7,7 +7,6 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from monai.losses.dice import DiceLoss
-from monai.networks.utils import one_hot
 from torch import Tensor
 
 
@@ -33,9 +32,15 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
-    target = labels[:, None]  # (B, 1, H, W)
-    if target.shape[-2:] != logits.shape[-2:]:
-        target = F.interpolate(target.to(logits.dtype), size=logits.shape[-2:], mode="nearest-exact")
-    target = target.long()
-    dice: Tensor = _dice()(logits, one_hot(target, logits.shape[1], dtype=logits.dtype))
-    return 0.2 * F.cross_entropy(logits, target[:, 0]) + 0.8 * dice
+    target = at_size(labels, logits.shape[-2:]).long()  # (B, h, w)
+    classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
+    dice: Tensor = _dice()(logits, (target[:, None] == classes).to(logits.dtype))
+    return 0.2 * F.cross_entropy(logits, target) + 0.8 * dice
+
+
+def at_size(labels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Labels (B, H, W) at another size (B, h, w), each that of the nearest pixel."""
+    if labels.shape[-2:] == size:
+        return labels
+    resized = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0]
+    return resized.to(labels.dtype)

@@ -322,9 +322,9 @@ Place = tuple[nn.Module, str, Mapping[str, Rows]]
 """A module, the name of a linear layer of it, and the rows of that layer per adapter."""
 
 
-def encoder_places(model: SamNet) -> Iterator[Place]:
-    """The encoder's q and v, which are rows of one fused projection [q | k | v]."""
-    for attention in encoder_attention(model):
+def encoder_places(model: SamNet, blocks: int | None = None) -> Iterator[Place]:
+    """The q and v, which are rows of one fused projection [q | k | v], of the encoder's last blocks; None: of all."""
+    for attention in encoder_attention(model)[-blocks if blocks else None :]:
         width = attention.qkv.in_features
         yield attention, "qkv", {"lora_q": (0, width), "lora_v": (2 * width, 3 * width)}
 
@@ -343,8 +343,17 @@ def adapt_attention(model: SamNet, settings: LoRA) -> None:
 
 
 def adapt_encoder(model: SamNet, settings: LoRA) -> None:
-    """Puts LoRA on the encoder's q and v."""
-    for parent, child, rows in encoder_places(model):
+    """Puts LoRA on the encoder's q and v, in its last blocks where the settings say so.
+
+    Raises:
+        ValueError: the encoder has fewer blocks.
+    """
+    there = len(encoder_attention(model))
+    if settings.blocks is not None and settings.blocks > there:
+        raise ValueError(
+            f"method.lora.blocks: expected at most the {there} blocks of the model's encoder, got {settings.blocks!r}"
+        )
+    for parent, child, rows in encoder_places(model, settings.blocks):
         adapt(parent, child, rows, settings)
 
 

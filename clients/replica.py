@@ -8,7 +8,8 @@ Legend: b windows, D slices of a window, H rows, W columns, C classes, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..aggregators.contract import Layout, Tensors
+from .compiled import Backend, compiled
 from .lora import set_rank
 from .sam import SamNet
 
 Precision = Literal["fp32", "bf16", "fp64"]
+Through = Callable[[Tensor, int, range], Tensor]
 
 _RANK_DIM = {"lora_A": 0, "lora_B": 1}
 
@@ -50,9 +53,17 @@ class Replica:
         self.model = model.requires_grad_(False).to(self.device, self.dtype)
         self._named = dict(self.model.named_parameters())
         self._pristine: dict[str, Tensor] = {}
+        self._prefix_hash: str | None = None
+        self._sizes = [self._named[name].numel() for name in layout.names]
         self.values, self._flat = self._flatten()
+        self._start = torch.empty_like(self._flat)
+        self._staged = torch.empty_like(self._flat, device="cpu", pin_memory=self.device.type == "cuda")
+        self._origin: dict[str, tuple[Tensor, int]] = {}
         self.rank = self.max_rank
         self.prefix = model.frozen_stages(layout.names)
+        self.compiled = False
+        self._through: Through = model.through
+        self._decode: Callable[[Tensor], Tensor] = model.decode
         self.unused = self._find_unused()
 
     @property
@@ -65,8 +76,7 @@ class Replica:
         """Makes every trainable parameter a view of one buffer."""
         parameters = {name: self._named[name] for name in self.layout.names}
         flat = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
-        sizes = [parameter.numel() for parameter in parameters.values()]
-        for parameter, part in zip(parameters.values(), flat.split(sizes), strict=True):
+        for parameter, part in zip(parameters.values(), flat.split(self._sizes), strict=True):
             parameter.data = part.view(parameter.shape)
             parameter.requires_grad_(True)
         return parameters, flat
@@ -87,20 +97,33 @@ class Replica:
         Raises:
             ValueError: a name is missing or unknown, or a shape does not fit.
         """
-        self._check_names(tensors)
-        rank = self._rank_of(tensors)
-        padded = [self.place(self.widened(name, tensors[name])).flatten() for name in self.values]
-        torch.cat(padded, out=self._flat)
+        rank = self.rank_of(tensors)
+        if not self._holds(tensors):
+            self._bring(tensors)
+        self._flat.copy_(self._start)
         if rank is not None and rank != self.rank:
             set_rank(self.model, rank)
         self.rank = rank
 
+    def _holds(self, tensors: Tensors) -> bool:
+        """Whether these are the tensors that were brought last, unchanged: most hospitals are handed the same ones."""
+        return bool(self._origin) and all(
+            tensors[name] is value and value._version == version for name, (value, version) in self._origin.items()
+        )
+
+    def _bring(self, tensors: Tensors) -> None:
+        """Puts tensors onto the device, padded, in one transfer."""
+        padded = [self.widened(name, tensors[name]).to("cpu", self.dtype).flatten() for name in self.values]
+        torch.cat(padded, out=self._staged)
+        self._start.copy_(self._staged)
+        self._origin = {name: (tensors[name], tensors[name]._version) for name in self.values}
+
     def read(self) -> dict[str, Tensor]:
         """The trainable tensors on the host, at the rank they were loaded with; a copy."""
-        flat = self._flat.detach().to("cpu", copy=True)
-        sizes = [value.numel() for value in self.values.values()]
-        parts = zip(self.values.items(), flat.split(sizes), strict=True)
-        return self.cropped({name: part.view(value.shape) for (name, value), part in parts})
+        flat = torch.empty_like(self._staged, pin_memory=self._staged.is_pinned()).copy_(self._flat)
+        parts = zip(self.values.items(), flat.split(self._sizes), strict=True)
+        whole = {name: part.view(value.shape) for (name, value), part in parts}
+        return whole if self.rank == self.max_rank else self.cropped(whole)
 
     def cropped(self, tensors: Tensors) -> dict[str, Tensor]:
         """Host copies of tensors at full rank, cut to the present rank."""
@@ -134,12 +157,32 @@ class Replica:
         Raises:
             ValueError: a name is no frozen weight, or a shape does not fit.
         """
+        touched = self._pristine.keys() | base.keys()
+        if touched and not self._prefix_weights().keys().isdisjoint(touched):
+            self._prefix_hash = None
         for name in self._pristine.keys() - base.keys():
             self._named[name].data.copy_(self._pristine.pop(name))
         for name, change in base.items():
             weight = self._frozen(name, change)
             pristine = self._pristine.setdefault(name, weight.detach().to("cpu", copy=True))
             weight.data.copy_(pristine + change.to(pristine))
+
+    @property
+    def prefix_hash(self) -> str:
+        """SHA-256 of the weights of the frozen start (:meth:`begin`) as they are now."""
+        if self._prefix_hash is None:
+            digest = hashlib.sha256()
+            for name, weight in self._prefix_weights().items():
+                digest.update(f"{name}/{weight.dtype}/{tuple(weight.shape)}".encode())
+                digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            self._prefix_hash = digest.hexdigest()
+        return self._prefix_hash
+
+    def _prefix_weights(self) -> dict[str, nn.Parameter]:
+        """The parameters of the frozen start by name."""
+        stages = self.model.stage_parameters()[: self.prefix]
+        within = {id(parameter) for stage in stages for parameter in stage}
+        return {name: parameter for name, parameter in self._named.items() if id(parameter) in within}
 
     def _frozen(self, name: str, change: Tensor) -> nn.Parameter:
         weight = self._named.get(name)
@@ -151,8 +194,12 @@ class Replica:
 
     def narrowed(self, name: str, value: Tensor) -> Tensor:
         """A view of a tensor at full rank, cut to the present rank."""
+        return self.narrowed_to(self.rank, name, value)
+
+    def narrowed_to(self, rank: int | None, name: str, value: Tensor) -> Tensor:
+        """A view of a tensor at full rank, cut to a rank; None: there are no pairs."""
         dim = _RANK_DIM.get(self.layout.kind[name])
-        return value if dim is None or self.rank is None else value.narrow(dim, 0, self.rank)
+        return value if dim is None or rank is None else value.narrow(dim, 0, rank)
 
     def widened(self, name: str, value: Tensor) -> Tensor:
         """Zero-padding of a factor up to full rank. Raises ValueError for any other difference in shape."""
@@ -175,13 +222,37 @@ class Replica:
                 f" ({len(missing)} in all), unknown {unknown[:5]} ({len(unknown)} in all)"
             )
 
-    def _rank_of(self, tensors: Tensors) -> int | None:
+    def rank_of(self, tensors: Tensors) -> int | None:
+        """The rank of a hospital's trainable tensors, None without pairs.
+
+        Raises:
+            ValueError: a name is missing or unknown, or the pairs have several ranks.
+        """
+        self._check_names(tensors)
         ranks = {tensors[pair.A].shape[0] for pair in self.layout.pairs}
         if len(ranks) > 1:
             raise ValueError(f"expected one rank for all pairs of a hospital, got {sorted(ranks)}")
         return ranks.pop() if ranks else None
 
     # --- the model -------------------------------------------------------------------------------------------------
+
+    def compile(self, backend: Backend = "inductor") -> None:
+        """Compiles the encoder and the decoder: on first use, once per shape, and again where training begins or ends.
+
+        Nothing else that happens in a run compiles anything: tensors are loaded by copies into one buffer, the scale of
+        a rank is a tensor, and batches are filled to one width (:meth:`width`). :meth:`features_at` and stacked
+        hospitals (:mod:`.stack`) run as they are written.
+
+        Args:
+            backend: As in :func:`torch.compile`.
+        """
+        self.compiled = True
+        self._through = compiled(self.model.through, backend)
+        self._decode = compiled(self.model.decode, backend)
+
+    def width(self, batch_size: int) -> int | None:
+        """How many windows every batch must have, where a compiled model takes one shape only; None: any number."""
+        return batch_size if self.compiled else None
 
     @property
     def mixes_slices(self) -> bool:
@@ -203,30 +274,31 @@ class Replica:
         The frozen start are the first ``prefix`` stages of the encoder, in which nothing may train. It is the same for
         every hospital and round, and may be kept (:mod:`.features`).
         """
-        with self._autocast():
+        with self.autocast():
             flat = self.place(images.flatten(0, 1)[:, None])  # (b * D, 1, H, W)
-            return self.model.through(flat, images.shape[1], range(self.prefix))
+            return self._through(flat, images.shape[1], range(self.prefix))
 
     def proceed(self, hidden: Tensor, depth: int) -> Tensor:
         """What :meth:`begin` gave for windows of ``depth`` slices -> (b * D, width, g, g) image embeddings."""
-        with self._autocast():
-            return self.model.through(hidden, depth, range(self.prefix, self.model.num_stages))
+        with self.autocast():
+            return self._through(hidden, depth, range(self.prefix, self.model.num_stages))
 
     def decode(self, embedding: Tensor) -> Tensor:
         """Image embeddings -> (b * D, C+1, h, w) mask logits."""
-        with self._autocast():
-            return self.model.decode(embedding)
+        with self.autocast():
+            return self._decode(embedding)
 
     @torch.no_grad()
     def features_at(self, tensors: Tensors, hidden: Tensor, depth: int) -> Tensor:
         """Features of what :meth:`begin` gave, under other trainable tensors (at full rank, on the device)."""
         stages = range(self.prefix, self.model.num_stages)
-        with self._autocast():
+        with self.autocast():
             inputs = (hidden, depth, stages)
             embedding: Tensor = functional_call(_Encoder(self.model), _below("model", tensors), inputs)
         return self.model.pool(embedding)
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast where the precision is bf16."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()

@@ -33,6 +33,7 @@ from transformers.models.sam.modeling_sam import (
 
 from ..aggregators.contract import Streams
 from . import sam_weights
+from .grouped import per_image, together
 from .slice_adapter import SliceLayer
 
 Upscaler = Literal["full", "sam"]
@@ -169,7 +170,8 @@ class MaskDecoder(SamMaskDecoder):
         Returns:
             (B, C + 1, h, w).
         """
-        tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])  # (N, D)
+        tokens = together([self.iou_token.weight, self.mask_tokens.weight])  # (N, D), or stacked (K, N, D)
+        tokens = per_image(tokens.unflatten(-2, (1, -1)), len(embedding))
         tokens = tokens.expand(len(embedding), 1, -1, -1)  # (B, 1, N, D): one "prompt" per image
         tokens, image = self.transformer(tokens, embedding, position, None)  # (B, 1, N, D), (B, 1, g*g, D)
         features = self.upscale(image[:, 0].transpose(1, 2).reshape(embedding.shape))  # (B, c, h, w)
@@ -267,17 +269,21 @@ class SamNet(nn.Module):
 
     def frozen_stages(self, trained: Collection[str]) -> int:
         """How many stages of the encoder, from the first on, hold none of the parameters of these names."""
-        encoder = self.vision_encoder
         named = {id(parameter) for name, parameter in self.named_parameters() if name in trained}
+        trains = [any(id(parameter) in named for parameter in stage) for stage in self.stage_parameters()]
+        return trains.index(True) if any(trains) else len(trains)
+
+    def stage_parameters(self) -> list[list[nn.Parameter]]:
+        """The parameters of every stage of the encoder, in order."""
+        encoder = self.vision_encoder
         first = [encoder.pos_embed, *encoder.patch_embed.parameters()]
-        stages = [first, *([*module.parameters()] for module in (*encoder.layers, encoder.neck))]
-        trains = [any(id(parameter) in named for parameter in stage) for stage in stages]
-        return trains.index(True) if any(trains) else len(stages)
+        return [first, *([*module.parameters()] for module in (*encoder.layers, encoder.neck))]
 
     def decode(self, embedding: Tensor) -> Tensor:
         """Logits (B, C + 1, h, w) of an embedding (B, D, g, g)."""
         prompts = self.prompt_encoder
-        no_mask = prompts.no_mask_embed.weight.view(1, -1, 1, 1)
+        no_mask = prompts.no_mask_embed.weight.reshape(-1, embedding.shape[1], 1, 1)  # (1 or K, D, 1, 1)
+        no_mask = per_image(no_mask, len(embedding))
         logits: Tensor = self.mask_decoder(embedding + no_mask, prompts.shared_embedding.grid(self.grid))
         return logits
 

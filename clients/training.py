@@ -16,7 +16,7 @@ from torch import Tensor
 from ..aggregators.contract import Fit, Phase, Streams, Tensors
 from ..datasets.augment import Augmentation
 from ..datasets.windows import HospitalWindows
-from .batches import Batch, Kept, draws, feed
+from .batches import Batch, Kept, draws, feed, in_order
 from .losses import segmentation_loss
 from .optimizers import SGD, AdamW, Schedule
 from .replica import Replica
@@ -83,10 +83,17 @@ class Training:
 
 
 class NonFiniteLossError(ValueError):
-    """The loss of a batch is NaN or infinite. ``step`` counts from 1 within the phase."""
+    """The loss of a batch is NaN or infinite.
 
-    def __init__(self, step: int, value: float) -> None:
+    Args:
+        step: Which batch, from 1 within the phase.
+        value: Its loss.
+        row: Whose, from 0 among the hospitals that train together.
+    """
+
+    def __init__(self, step: int, value: float, row: int = 0) -> None:
         self.step = step
+        self.row = row
         super().__init__(f"the loss of batch {step} is {value}")
 
 
@@ -113,6 +120,11 @@ class Workplace:
     training: Training
     augment: Augmentation
     kept: Kept | None = None
+
+    @property
+    def width(self) -> int | None:
+        """Windows that every training batch of a hospital is filled to; None: as drawn."""
+        return self.replica.width(self.training.batch_size)
 
 
 def fit(
@@ -144,7 +156,7 @@ def fit(
     step = _Step(replica, phase, training, state.moments)
     lrs = learning_rates(training, phase, len(windows), state)
     drawn = draws(windows, training.batch_size, workplace.augment, len(lrs), rng, lasting)
-    batches = feed(replica, ((draw,) for draw in drawn), workplace.kept)
+    batches = feed(replica, ((draw,) for draw in drawn), workplace.kept, workplace.width)
     losses = [step(batch, lr) for lr, batch in zip(lrs, batches, strict=True)]
     result = Fit(
         mean_loss=finite_mean(losses),
@@ -168,9 +180,10 @@ def learning_rates(training: Training, phase: Phase, num_windows: int, state: Op
 def mean_loss(replica: Replica, windows: HospitalWindows, training: Training) -> float:
     """Mean training loss over all windows in their own order, not augmented, weighted by the windows of each batch."""
     total = torch.zeros((), dtype=torch.float64, device=replica.device)
-    for index in torch.arange(len(windows)).split(training.batch_size):
-        images, labels = windows.gather(index, replica.device)
-        total += segmentation_loss(replica.logits(images), _slices(labels)) * len(index)
+    steps = ((draw,) for draw in in_order(windows, training.batch_size))
+    for batch in feed(replica, steps, width=replica.width(training.batch_size)):
+        logits = replica.decode(replica.proceed(*batch.begun))
+        total += _loss(logits, batch) * batch.sizes[0]
     return total.item() / len(windows)
 
 
@@ -204,13 +217,14 @@ class _Step:
     def _objective(self, batch: Batch) -> Tensor:
         """Segmentation loss plus the phase's penalty and contrast."""
         embedding = self.replica.proceed(*batch.begun)
-        loss = segmentation_loss(self.replica.decode(embedding), _slices(batch.labels))
+        loss = _loss(self.replica.decode(embedding), batch)
         if self.phase.penalty is not None:
             own = {name: self.replica.narrowed(name, value) for name, value in self.trained.items()}
             loss = loss + self.phase.penalty(own, self.context)
         if self.phase.contrast is not None:
-            features = self.replica.model.pool(embedding)
-            others = {name: self.replica.features_at(values, *batch.begun) for name, values in self.references.items()}
+            features = batch.counted(self.replica.model.pool(embedding))
+            begun = batch.counted(batch.hidden), batch.depth
+            others = {name: self.replica.features_at(values, *begun) for name, values in self.references.items()}
             loss = loss + self.phase.contrast(features, others, self.context)
         return loss
 
@@ -246,14 +260,13 @@ class _Step:
         return {**self.earlier, **now}
 
     def _restore(self, moments: Tensors) -> None:
-        """Puts kept moments back: ``step`` as it is, the rest onto the device."""
+        """Puts copies of kept moments onto the device."""
         for path, value in moments.items():
             name, key = path.rsplit("/", 1)
             if name not in self.trained or self.optimizer is None:
                 continue
             parameter = self.trained[name]
-            placed = value.clone() if value.ndim == 0 and not parameter.is_cuda else value.to(parameter.device)
-            self.optimizer.state[parameter][key] = placed
+            self.optimizer.state[parameter][key] = value.to(parameter.device, copy=True)  # it is written in place
 
 
 def _steps(epochs: float, per_epoch: int) -> int:
@@ -261,16 +274,21 @@ def _steps(epochs: float, per_epoch: int) -> int:
     return math.ceil(round(epochs * per_epoch, 6))
 
 
-def _slices(labels: Tensor) -> Tensor:
-    return labels.flatten(0, 1)  # (b, D, H, W) -> (b * D, H, W)
+def _loss(logits: Tensor, batch: Batch) -> Tensor:
+    """The segmentation loss of the windows of one hospital that count."""
+    return segmentation_loss(batch.counted(logits), batch.counted(batch.labels.flatten(0, 1)))  # (b * D, H, W)
 
 
-def finite_mean(losses: Sequence[Tensor]) -> float | None:
-    """The mean of the step losses, brought to the host at once."""
+def finite_mean(losses: Sequence[Tensor], row: int = 0) -> float | None:
+    """The mean of the step losses, brought to the host at once.
+
+    Raises:
+        NonFiniteLossError: names the batch, and the ``row`` of the hospital.
+    """
     if not losses:
         return None
     values = torch.stack(list(losses)).double().cpu()
     for number, value in enumerate(values.tolist(), start=1):
         if not math.isfinite(value):
-            raise NonFiniteLossError(number, value)
+            raise NonFiniteLossError(number, value, row)
     return values.mean().item()

@@ -392,8 +392,8 @@ def apply(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> tupl
 
     First the affine map (images are sampled bilinearly with zeros outside, labels take the nearest pixel, 0 outside),
     then gamma, the erased rectangle (noise in the image, 0 in the labels) and the intensity operations in their order.
-    Each touches only the windows that drew it. Which these are is known on the CPU, so that nothing waits for the
-    device.
+    Each touches only the windows that drew it, all of them at once. Which these are is known on the CPU, so that
+    nothing waits for the device. Where nothing was drawn, the tensors that came in are returned.
 
     Args:
         images: (b, D, H, H) floating point in [0, 1], H >= 3.
@@ -408,6 +408,8 @@ def apply(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> tupl
             f"augment: expected square images and as many parameter rows as images, "
             f"got images {tuple(images.shape)} and {len(parameters)} rows"
         )
+    if _neutral(parameters):
+        return images, labels
     images, labels = images.clone(), labels.clone()  # the rest writes in place
     _move(images, labels, parameters.affine)
     _change(images, parameters.gamma != 1, parameters.gamma, torch.pow)
@@ -416,6 +418,23 @@ def apply(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> tupl
         for name, operation in INTENSITY.items():
             _change(images, operations == OPERATIONS.index(name), amounts, operation)
     return images, labels
+
+
+def _neutral(parameters: AugmentParameters) -> bool:
+    """Whether no row changes anything."""
+    intensity = torch.tensor([name in INTENSITY for name in OPERATIONS])
+    drawn = [
+        _moved(parameters.affine),
+        parameters.gamma != 1,
+        parameters.erased[:, 0] != 0,
+        intensity[parameters.operations].any(1),
+    ]
+    return not torch.stack(drawn).any()
+
+
+def _moved(affine: Tensor) -> Tensor:
+    """(b,) which maps (b, 2, 3) are not the identity."""
+    return (affine != torch.eye(2, 3)).any(2).any(1)
 
 
 def _change(images: Tensor, drawn: Tensor, amounts: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -430,7 +449,7 @@ def _change(images: Tensor, drawn: Tensor, amounts: Tensor, operation: Callable[
 
 def _move(images: Tensor, labels: Tensor, affine: Tensor) -> None:
     """Resamples the windows whose map (b, 2, 3) is not the identity."""
-    rows = (affine != torch.eye(2, 3)).any(2).any(1).nonzero().flatten()
+    rows = _moved(affine).nonzero().flatten()
     if len(rows) == 0:
         return
     there, maps = put(rows, images.device), put(affine[rows].to(images.dtype), images.device)
@@ -443,16 +462,29 @@ def _move(images: Tensor, labels: Tensor, affine: Tensor) -> None:
 
 
 def _erase(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> None:
-    """Fills each rectangle with noise in [0, 1), the same for all slices, and its labels with 0."""
-    side = images.shape[-1]
-    for row in parameters.erased[:, 0].nonzero().flatten().tolist():
-        part_high, part_wide, part_top, part_left = parameters.erased[row].tolist()
-        height, width = int(part_high * side), int(part_wide * side)
-        top, left = int(part_top * (side - height + 1)), int(part_left * (side - width + 1))
-        generator = torch.Generator().manual_seed(int(parameters.noise[row]))
-        noise = torch.rand(height, width, generator=generator).to(images.dtype)
-        images[row, :, top : top + height, left : left + width] = put(noise, images.device)
-        labels[row, :, top : top + height, left : left + width] = 0
+    """Fills each rectangle with noise in [0, 1), the same for all slices, and its labels with 0.
+
+    What fills them is drawn on the CPU, window by window, and written into all windows at once.
+    """
+    rows = parameters.erased[:, 0].nonzero().flatten().tolist()
+    if not rows:
+        return
+    boxes, noises = zip(*(_rectangle_of(parameters, row, images.shape[-1]) for row in rows), strict=True)
+    windows = torch.repeat_interleave(torch.tensor(rows), torch.tensor([len(box) for box in boxes]))
+    window, pixel = put(torch.stack([windows, torch.cat(boxes)]), images.device).unbind()
+    noise = put(torch.cat(noises).to(images.dtype), images.device)
+    images.flatten(2)[window, :, pixel] = noise[:, None]  # (p, D) values of the p pixels, in every slice
+    labels.flatten(2)[window, :, pixel] = labels.new_zeros(())
+
+
+def _rectangle_of(parameters: AugmentParameters, row: int, side: int) -> tuple[Tensor, Tensor]:
+    """The pixels that a window loses, as (p,) numbers row * side + column, and the noise that takes their place."""
+    part_high, part_wide, part_top, part_left = parameters.erased[row].tolist()
+    height, width = int(part_high * side), int(part_wide * side)
+    top, left = int(part_top * (side - height + 1)), int(part_left * (side - width + 1))
+    generator = torch.Generator().manual_seed(int(parameters.noise[row]))
+    pixels = torch.arange(top, top + height)[:, None] * side + torch.arange(left, left + width)
+    return pixels.flatten(), torch.rand(height, width, generator=generator).flatten()
 
 
 # Ours rather than kornia's: there brightness adds, contrast is a brightness or takes its mean over all channels (which

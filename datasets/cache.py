@@ -2,16 +2,18 @@
 
 ::
 
-    <cache>/prepared/<2 digits>/<key>/   images.npy (S', size, size) float32, labels.npy uint8, meta.json
+    <cache>/prepared/<2 digits>/<key>/   images.npy (S', size, size) float32, labels.npy uint8, meta.json,
+                                         truth.npy (S, H, W) uint8
     <cache>/facts/<2 digits>/<key>.json  what datasets/facts.py measures
     <cache>/hashes/<2 digits>/<key>.json hashes of source files (datasets/fingerprints.py)
+    <cache>/features/...                 what the frozen start of a model made of windows (clients/features.py)
 
 A key is a hash of all that decides what an entry holds: the bytes of the source files, the settings of the data set and
 of the preparation, and the source code that reads, resizes and writes. Whatever changes gets another entry. An entry is
 written beside its place and renamed: it is complete or not there, also after a kill, on a full disk, or with two
 processes at work, of which the first one wins. Memory is bounded by one volume.
 
-Legend: S slices of the native grid, S' prepared slices (the same without ``windows.grid``).
+Legend: S slices, H rows and W columns of the native grid, S' prepared slices (S without ``windows.grid``).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -165,14 +167,16 @@ class Preparation:
     def _mapped(self, entry: Path, case: Case) -> PreparedVolume:
         meta = json.loads((entry / "meta.json").read_bytes())
         slices, rows, columns = meta["native_shape"]
-        shape = prepared_shape((slices, rows, columns), self.image_size, self.windows)
+        native = (slices, rows, columns)
+        shape = prepared_shape(native, self.image_size, self.windows)
         first, second, third = meta["spacing_mm"]
         return PreparedVolume(
             case=case,
             images=_map(entry / "images.npy", shape, np.float32),
             labels=_map(entry / "labels.npy", shape, np.uint8),
-            native_shape=(slices, rows, columns),
+            truth=_map(entry / "truth.npy", native, np.uint8),
             spacing_mm=(first, second, third),
+            key=entry.name,
         )
 
     def _build(self, entry: Path, case: Case, source: str) -> None:
@@ -195,18 +199,20 @@ class Preparation:
 
     def _write(self, folder: Path, volume: Volume) -> None:
         """Slices as they are made, a few at a time; plain writes, which report a full disk where a mapping dies."""
-        slices, rows, columns = volume.image.shape
-        shape = prepared_shape((slices, rows, columns), self.image_size, self.windows)
-        with (folder / "images.npy").open("wb") as images_file, (folder / "labels.npy").open("wb") as labels_file:
-            _write_header(images_file, shape, np.float32)
-            _write_header(labels_file, shape, np.uint8)
+        slices, rows, columns = volume.label.shape
+        native = (slices, rows, columns)
+        shape = prepared_shape(native, self.image_size, self.windows)
+        with _new_array(folder / "truth.npy", native, np.uint8) as truth_file:
+            for truth in volume.label:
+                truth_file.write(np.ascontiguousarray(truth).data)
+        with (
+            _new_array(folder / "images.npy", shape, np.float32) as images_file,
+            _new_array(folder / "labels.npy", shape, np.uint8) as labels_file,
+        ):
             for images, labels in self._chunks(volume):
                 images_file.write(images.contiguous().numpy().data)
                 labels_file.write(labels.contiguous().numpy().data)
-            for file in (images_file, labels_file):
-                file.flush()
-                os.fsync(file.fileno())  # the rest needs none: what a crash loses of it is seen when it is opened
-        meta = {"case": volume.case.name, "native_shape": [slices, rows, columns], "spacing_mm": volume.spacing_mm}
+        meta = {"case": volume.case.name, "native_shape": native, "spacing_mm": volume.spacing_mm}
         (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -228,9 +234,15 @@ def _map(path: Path, shape: tuple[int, int, int], dtype: type) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _write_header(file: IO[bytes], shape: tuple[int, int, int], dtype: type) -> None:
+@contextmanager
+def _new_array(path: Path, shape: tuple[int, int, int], dtype: type) -> Iterator[IO[bytes]]:
+    """A .npy file whose values are written in the block, and are on the disk after it."""
     description = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, description)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, description)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())  # the rest needs none: what a crash loses of it is seen when it is opened
 
 
 def _remove(entry: Path) -> None:
@@ -243,7 +255,7 @@ def _remove(entry: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Removes what killed writers left behind a day ago or longer; phantoms are made in the cache itself."""
-    places = ("", "prepared/*/", "facts/*/", "hashes/*/")
+    places = ("", "prepared/*/", "facts/*/", "hashes/*/", "features/*/")
     for path in [path for place in places for path in folder.glob(f"{place}.*{UNFINISHED}")]:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > LEFTOVER_S:

@@ -12,22 +12,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..aggregators.contract import HospitalInfo, ServerState, Setting
+from ..clients.batches import Source
+from ..clients.evaluation import source_of
+from ..clients.features import Features
 from ..clients.methods import LowRank, Method
 from ..clients.optimizers import SGD
 from ..clients.replica import Replica
 from ..clients.training import Training, Workplace
+from ..datasets.augment import fixed_variants
 from ..datasets.cache import Preparation
 from ..datasets.contract import Case, Cases, Dataset, Federation, Volume
 from ..datasets.fingerprints import file_hash
-from ..datasets.windows import HospitalWindows, PreparedVolume
+from ..datasets.windows import HospitalWindows, PreparedVolume, Windows
 from .assessment import Assessor
 from .attacks import poisoned
 from .checkpoint import Checkpoint
 from .cohort import Hospital, Outsider
 from .federation import Federated, initial_memories
+from .placement import place_windows
 from .progress import counting
 from .randomness import streams
 from .results import COMMON
+from .runtime import Runtime
 from .stages import check_stages
 from .weights import check_rule, rule_of
 
@@ -51,6 +57,7 @@ class Assembled:
 
     federated: Federated
     assessor: Assessor
+    features: Features
     initial: Checkpoint
 
 
@@ -92,6 +99,8 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
         ValueError: a volume is bad, the weights do not fit, or the algorithm cannot work in this setting.
     """
     replica = build_replica(experiment, len(located.federation.classes), device, tuple(located.federation.hospitals))
+    if experiment.runtime.compile:
+        replica.compile()
     preparation = preparation_of(experiment, len(located.federation.classes))
     with counting("preparing", quiet=quiet) as announce:
         preparation.prepare_all([case for _, _, case in all_cases(located.federation)], announce)
@@ -101,6 +110,7 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
         name: _hospital(experiment, name, cases, preparation)
         for name, cases in sorted(located.federation.hospitals.items())
     }
+    hospitals = place_windows(hospitals, device, experiment.runtime.windows)
     federated = Federated(
         aggregator=experiment.aggregator,
         workplace=Workplace(replica=replica, training=experiment.training, augment=experiment.augment),
@@ -117,13 +127,17 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
         windows=experiment.windows,
         classes=located.federation.classes,
         read=partial(read_unchanged, experiment.data, located.file_hashes),
+        check=partial(check_unchanged, hashes=located.file_hashes),
     )
+    features = keep_features(federated, experiment.windows, experiment.runtime)
+    federated = replace(federated, workplace=replace(federated.workplace, kept=features if features else None))
     server = _initial_server(federated)
     check_stages(federated, server)
     check_rule(federated.rule, federated.aggregator, server.setting)
     return Assembled(
         federated=federated,
         assessor=assessor,
+        features=features,
         initial=Checkpoint(server=server, memories=initial_memories(hospitals)),
     )
 
@@ -214,6 +228,34 @@ def _initial_server(federated: Federated) -> ServerState:
         return federated.aggregator.init(setting, federated.rng("server"))
     except ValueError as error:
         raise ValueError(f"aggregator {type(federated.aggregator).__name__}: {error}") from error
+
+
+def keep_features(federated: Federated, windows: Windows, runtime: Runtime) -> Features:
+    """Room for what the frozen start of the model makes of windows: those that train, then those that are scored.
+
+    Args:
+        federated: The run.
+        windows: How volumes are cut for scoring.
+        runtime: How much room.
+    """
+    return Features(
+        federated.workplace.replica,
+        _lasting_sources(federated, windows),
+        memory_mb=runtime.features_mb,
+        disk_mb=runtime.features_disk_mb,
+    )
+
+
+def _lasting_sources(federated: Federated, windows: Windows) -> Iterator[Source]:
+    """What batches of all rounds are cut from, in order of names; the streams are those of :func:`.run_round`."""
+    place, hospitals = federated.workplace, federated.hospitals
+    for name, hospital in sorted(hospitals.items()):
+        forms = fixed_variants(place.augment, len(hospital.train), federated.rng("lasting", name))
+        yield Source(windows=hospital.train, variants=forms)
+    scored = [part for _, hospital in sorted(hospitals.items()) for part in (hospital.validation, hospital.test)]
+    for volumes in (*scored, *(outsider.volumes for outsider in federated.outsiders)):
+        if volumes:
+            yield source_of(volumes, windows, place.replica)
 
 
 def read_unchanged(dataset: Dataset, hashes: Mapping[Path, str], case: Case) -> Volume:

@@ -1,18 +1,24 @@
-"""Scores the federation after a round: every hospital's deployed model on that hospital's volumes."""
+"""Scores the federation after a round: every hospital's deployed model on that hospital's volumes.
+
+Hospitals in a row that are given the same model are scored in the same batches. The truth comes from the prepared
+volumes; files are read again for the last evaluation only, which leaves predictions and pictures in the run directory.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ..aggregators.contract import HospitalInfo, Tensors
-from ..clients.evaluation import Evaluation, Scored, evaluate, summarise
+from ..aggregators.contract import Tensors
+from ..clients.evaluation import Evaluation, Scored, evaluate, source_of, summarise
 from ..datasets.contract import Case, Volume
 from ..datasets.nifti import write_prediction
 from ..datasets.windows import PreparedVolume, Windows
@@ -31,13 +37,15 @@ class Assessor:
         evaluation: When and how.
         windows: How windows are made.
         classes: Names of the foreground classes.
-        read: Reads a case on its native grid.
+        read: Reads a case on its native grid. Raises ValueError where a file is not the one that the run began with.
+        check: Raises the same, without reading the case.
     """
 
     evaluation: Evaluation
     windows: Windows
     classes: tuple[str, ...]
     read: Callable[[Case], Volume]
+    check: Callable[[Case], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +62,15 @@ class Keepsakes:
     predictions: bool
     overlays: bool
 
-    def keep(self, hospital: str, scored: Scored) -> None:
-        """Writes the label map of one volume."""
+    def wants(self, split: str) -> bool:
+        """Whether anything is kept of the volumes of a split, which are then read again."""
+        return split != "validation" and (self.predictions or self.overlays)
+
+    def keep(self, hospital: str, scored: Scored, volume: Volume) -> None:
+        """Writes the label map of one volume, onto the grid of its file."""
         if self.predictions:
-            path = self.folder / "predictions" / file_stem(hospital) / f"{file_stem(scored.volume.case.name)}.nii.gz"
-            write_prediction(path, scored.prediction, scored.volume)
+            path = self.folder / "predictions" / file_stem(hospital) / f"{file_stem(volume.case.name)}.nii.gz"
+            write_prediction(path, scored.prediction, volume)
 
     def keep_overlays(self, hospital: str, overlays: Sequence[Overlay]) -> None:
         """Writes the best, the median and the worst volume of a hospital."""
@@ -81,6 +93,15 @@ class Overlay:
     prediction: NDArray[np.uint8]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """Volumes that are scored together: a split of a hospital, or an outsider."""
+
+    name: str
+    split: str
+    volumes: tuple[PreparedVolume, ...]
+
+
 def assess(
     federated: Federated,
     assessor: Assessor,
@@ -97,81 +118,102 @@ def assess(
         assessor: How to score.
         checkpoint: The state to score.
         progress: Shows the result.
-        final: Also HD95 and surface Dice.
+        final: Also HD95 and surface Dice, and that all files are still those that the run began with.
         keepsakes: What to write, for the last round.
+
+    Raises:
+        ValueError: in the last round, a file has changed.
     """
     rows: Rows = {"metrics": [], "cases": []}
-    federated.workplace.replica.set_base(checkpoint.server.base)
+    place = federated.workplace
+    place.replica.set_base(checkpoint.server.base)
     test_dice = []
-    for name, split, volumes in _deployed_one_by_one(federated, checkpoint):
-        scores = _assess_split(federated, assessor, checkpoint.round, name, split, volumes, final, keepsakes, rows)
-        test_dice += [scores["dice"]] if split == "test" else []
+    for model, subjects in _by_model(federated, checkpoint):
+        if final:
+            _check_files(assessor, subjects)
+        place.replica.load(model)
+        sources = [source_of(subject.volumes, assessor.windows, place.replica) for subject in subjects]
+        scored = evaluate(place, sources, assessor.classes, assessor.evaluation, surfaces=final)
+        for subject in subjects:
+            of_subject = islice(scored, len(subject.volumes))
+            summary = _record(assessor, checkpoint.round, subject, of_subject, keepsakes, rows)
+            test_dice += [summary["dice"]] if subject.split == "test" else []
     progress.dice(mean(test_dice))
     return rows
 
 
-def _deployed_one_by_one(
-    federated: Federated, checkpoint: Checkpoint
-) -> Iterator[tuple[str, str, tuple[PreparedVolume, ...]]]:
-    """Name, split and volumes of all that is scored, while the replica holds the model that is deployed there."""
-    for hospital in federated.hospitals.values():
-        name = hospital.info.name
-        _deploy(federated, checkpoint, hospital.info, checkpoint.memories[name].tensors)
+def _by_model(federated: Federated, checkpoint: Checkpoint) -> Iterator[tuple[Tensors, list[_Subject]]]:
+    """All that is scored, in order, together where the model that is deployed stays the same from one to the next."""
+    model: Tensors = {}
+    together: list[_Subject] = []
+    for tensors, subject in _deployments(federated, checkpoint):
+        if together and not _equal(tensors, model):
+            yield model, together
+            together = []
+        model = tensors
+        together.append(subject)
+    if together:
+        yield model, together
+
+
+def _deployments(federated: Federated, checkpoint: Checkpoint) -> Iterator[tuple[Tensors, _Subject]]:
+    """What is scored, with the model that is deployed there."""
+    deploy, server = federated.aggregator.deploy, checkpoint.server
+    for name, hospital in federated.hospitals.items():
         splits = (("validation", hospital.validation), ("test", hospital.test))
-        yield from ((name, split, volumes) for split, volumes in splits if volumes)
+        subjects = [_Subject(name=name, split=split, volumes=volumes) for split, volumes in splits if volumes]
+        if subjects:
+            model = deploy(server, hospital.info, checkpoint.memories[name].tensors)
+            yield from ((model, subject) for subject in subjects)
     for outsider in federated.outsiders:
-        _deploy(federated, checkpoint, None, {})
-        yield outsider.name, outsider.split, outsider.volumes
+        subject = _Subject(name=outsider.name, split=outsider.split, volumes=outsider.volumes)
+        yield deploy(server, None, {}), subject
 
 
-def _deploy(federated: Federated, checkpoint: Checkpoint, hospital: HospitalInfo | None, memory: Tensors) -> None:
-    federated.workplace.replica.load(federated.aggregator.deploy(checkpoint.server, hospital, memory))
+def _equal(left: Tensors, right: Tensors) -> bool:
+    return left.keys() == right.keys() and all(
+        value is right[name] or torch.equal(value, right[name]) for name, value in left.items()
+    )
 
 
-def _assess_split(
-    federated: Federated,
+def _check_files(assessor: Assessor, subjects: Iterable[_Subject]) -> None:
+    for subject in subjects:
+        for volume in subject.volumes:
+            assessor.check(volume.case)
+
+
+def _record(
     assessor: Assessor,
     number: int,
-    name: str,
-    split: str,
-    volumes: Sequence[PreparedVolume],
-    final: bool,
+    subject: _Subject,
+    scored: Iterable[Scored],
     keepsakes: Keepsakes | None,
     rows: Rows,
 ) -> dict[str, float | None]:
-    """Scores one split of one hospital, or an outsider, and adds its rows."""
+    """Adds the rows of a subject, and keeps what is to be kept of its volumes. Gives its scores."""
     scores, overlays = [], []
-    for scored in evaluate(
-        federated.workplace.replica,
-        volumes,
-        assessor.read,
-        assessor.windows,
-        assessor.classes,
-        assessor.evaluation,
-        surfaces=final,
-    ):
-        scores.append(scored.scores)
-        rows["cases"] += _case_rows(number, name, split, scored)
-        if keepsakes is not None and split != "validation":
-            overlays.append(_overlay(scored))
-            keepsakes.keep(name, scored)
-    if keepsakes is not None and split != "validation":
-        keepsakes.keep_overlays(name, overlays)
+    for one in scored:
+        scores.append(one.scores)
+        rows["cases"] += _case_rows(number, subject, one)
+        if keepsakes is not None and keepsakes.wants(subject.split):
+            volume = assessor.read(one.volume.case)
+            overlays.append(_overlay(one, volume))
+            keepsakes.keep(subject.name, one, volume)
+    if overlays and keepsakes is not None:
+        keepsakes.keep_overlays(subject.name, overlays)
     summary = summarise(scores, assessor.classes)
-    rows["metrics"] += [metric_row(number, name, split, metric, value) for metric, value in summary.items()]
+    rows["metrics"] += [
+        metric_row(number, subject.name, subject.split, metric, value) for metric, value in summary.items()
+    ]
     return summary
 
 
-def _case_rows(number: int, hospital: str, split: str, scored: Scored) -> list[dict[str, Any]]:
-    case = scored.volume.case.name
-    return [
-        {"round": number, "hospital": hospital, "split": split, "case": case, "metric": metric, "value": value}
-        for metric, value in scored.scores.items()
-    ]
+def _case_rows(number: int, subject: _Subject, scored: Scored) -> list[dict[str, Any]]:
+    case = {"round": number, "hospital": subject.name, "split": subject.split, "case": scored.volume.case.name}
+    return [{**case, "metric": metric, "value": value} for metric, value in scored.scores.items()]
 
 
-def _overlay(scored: Scored) -> Overlay:
-    volume = scored.volume
+def _overlay(scored: Scored, volume: Volume) -> Overlay:
     number = int((volume.label > 0).sum(axis=(1, 2)).argmax())
     low, high = float(volume.image.min()), float(volume.image.max())
     image = (volume.image[number] - low) / max(high - low, 1e-12)

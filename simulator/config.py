@@ -35,6 +35,10 @@ _NOT_IDENTITY = ("name", "purpose", *(f"runtime.{name}" for name in WHERE_AND_HO
 """What does not enter a run's id: words, where and how it runs, the weights' path (their hash enters on its own)."""
 
 
+_IDENTITY_IF_GIVEN = ("method.lora.blocks",)
+"""Settings that came later: left out where they are None, so that earlier runs keep their ids."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that decides the result of a run.
@@ -145,12 +149,22 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     """The resolved config without what cannot change a result (words, device, threads) and without paths."""
     config: dict[str, Any] = resolve(experiment, without=Path)
     for path in _NOT_IDENTITY:
-        *above, last = path.split(".")
-        part = config
-        for key in above:
-            part = part[key]
+        part, last = _parent(config, path)
         part.pop(last, None)
+    for path in _IDENTITY_IF_GIVEN:
+        part, last = _parent(config, path)
+        if part.get(last, ...) is None:
+            part.pop(last)
     return config
+
+
+def _parent(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The mapping that holds the last key of a path, empty where there is none, and that key."""
+    *above, last = path.split(".")
+    part: Any = config
+    for key in above:
+        part = part.get(key) if isinstance(part, dict) else None
+    return part if isinstance(part, dict) else {}, last
 
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ verification rest on.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -22,10 +23,11 @@ from torch import Tensor
 from ..aggregators.checks import AggregationError, check_download, check_server_state, check_updates
 from ..aggregators.contract import Aggregated, Aggregator, ClientUpdate, Download, ServerState, Streams, Tensors
 from ..aggregators.robust import Reweighting, with_diagnostics
-from ..clients.hospital import Memory, Turn
+from ..clients.hospital import Assignment, Memory, Turn
+from ..clients.stack import Stack
 from ..clients.training import Workplace
 from .checkpoint import Checkpoint, Memories
-from .cohort import Hospital, Outsider, train_sequentially
+from .cohort import Hospital, Outsider, train_cohort
 from .privacy import Account
 from .progress import Progress
 from .randomness import Key, streams
@@ -53,6 +55,7 @@ class Federated:
         outsiders: Test volumes that belong to no hospital.
         rule: Weighs the updates of a round once more, before the aggregator sees them.
         stages: What happens to updates on their way to the server.
+        stack: Most hospitals that share every step; 1: they take turns.
     """
 
     aggregator: Aggregator
@@ -64,6 +67,12 @@ class Federated:
     outsiders: tuple[Outsider, ...] = ()
     rule: Reweighting | None = None
     stages: Stages = field(default_factory=Stages)
+    stack: int = 1
+
+    @cached_property
+    def shared(self) -> Stack | None:
+        """Room for hospitals that train together, made once; None: they take turns."""
+        return None if self.stack == 1 else Stack(self.workplace.replica, self.stack)
 
     def rng(self, purpose: str, *keys: Key) -> Streams:
         """Streams of this experiment."""
@@ -150,7 +159,7 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
     server = replace(aggregated.server, round=number)
     changed = frozenset(turn.hospital.name for turn in turns)
     return Round(
-        checkpoint=Checkpoint(server=server, memories=_settled(memories, arrived, changed), stages=arrived.state),
+        checkpoint=Checkpoint(server=server, memories=_with_feedback(memories, arrived), stages=arrived.state),
         changed=changed,
         rows=_rows(federated, number, downloads, turns, sent, arrived, aggregated),
         step=Step(before=before.server, downloads=arrived.downloads, updates=tuple(seen)),
@@ -181,16 +190,19 @@ def _train(
 
     number = before.round + 1
     federated.workplace.replica.set_base(before.server.base)
-    return train_sequentially(
-        federated.workplace,
-        federated.aggregator.rule,
-        federated.hospitals,
-        {name: download for name, download in downloads.items() if name not in dropped},
-        before.memories,
-        lambda name: federated.rng("local", number, name),
-        lambda name: federated.rng("lasting", name),
-        announce,
-    )
+    assignments = [
+        Assignment(
+            hospital=federated.hospitals[name].info,
+            download=download,
+            memory=before.memories[name],
+            windows=federated.hospitals[name].train,
+            rng=federated.rng("local", number, name),
+            lasting=federated.rng("lasting", name),
+        )
+        for name, download in downloads.items()
+        if name not in dropped
+    ]
+    return train_cohort(federated.workplace, federated.aggregator.rule, assignments, announce, federated.shared)
 
 
 def _collect(
@@ -241,11 +253,10 @@ def _cross(
     return cross(at, sent)
 
 
-def _settled(memories: Memories, arrived: Arrived, changed: Collection[str]) -> dict[str, Memory]:
-    """What every hospital remembers after the round; what changed is brought into one buffer per hospital."""
-    kept = {name: replace(memories[name], feedback=feedback) for name, feedback in arrived.feedback.items()}
-    after = {**memories, **kept}
-    return {**after, **{name: after[name].settled() for name in changed}}
+def _with_feedback(memories: Memories, arrived: Arrived) -> dict[str, Memory]:
+    """What every hospital remembers after the round."""
+    changed = {name: replace(memories[name], feedback=feedback) for name, feedback in arrived.feedback.items()}
+    return {**memories, **{name: memory.settled() for name, memory in changed.items()}}
 
 
 def _aggregate(federated: Federated, server: ServerState, updates: list[ClientUpdate], number: int) -> Aggregated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from .assembly import Assembled, Located, assemble, locate
 from .assessment import Keepsakes, assess
 from .checkpoint import Checkpoint
+from .engine import asked_for, settle
 from .federation import Round, Rows, Stopwatch, joined, run_round
 from .files import write_json, write_text
 from .progress import Progress
@@ -123,27 +124,33 @@ def _begin(
             directory.path.name,
             here,
             seed=experiment.seed,
-            cohort_mode="sequential",
-            compile=False,
+            compile=experiment.runtime.compile,
             precision=experiment.training.precision,
             deterministic=experiment.runtime.deterministic,
+            features_mb=experiment.runtime.features_mb,
             data_hash=located.data_hash,
             weights_hash=located.weights_hash,
             experiments_file=experiments_file,
         )
         write_json(directory.path / "manifest.json", manifest)
         return
+    compiled = experiment.runtime.compile  # a compiled model is equal to rounding only
     if not allow_changed_environment:
-        check_environment(directory.manifest["environment"], here)
+        begun = {**directory.manifest["environment"], **directory.manifest}
+        asked = {"compile": compiled, **asked_for(experiment.runtime, directory.manifest)}
+        check_environment(begun, {**here, **asked})
     continued = [*directory.manifest["continued"], {"after_round": latest, "at": now(), "environment": here}]
-    directory.update_manifest(state="running", error=None, continued=continued)
+    directory.update_manifest(state="running", error=None, continued=continued, compile=compiled)
 
 
 def _work(
     directory: RunDirectory, experiment: Experiment, located: Located, device: torch.device, quiet: bool, images: bool
 ) -> None:
     """All rounds that are left, then what a finished run leaves behind."""
-    assembled = assemble(experiment, located, device, quiet=quiet)
+    assembled = assemble(_as_begun(directory, experiment), located, device, quiet=quiet)
+    engine = settle(directory.manifest or {}, experiment.runtime, assembled.federated, assembled.initial.server)
+    directory.update_manifest(**engine.recorded)
+    assembled = replace(assembled, federated=replace(assembled.federated, stack=engine.stack))
     checkpoint = _resume(directory, assembled)
     with Progress(rounds=experiment.rounds, start=checkpoint.round, quiet=quiet) as progress:
         if checkpoint.round == 0:
@@ -151,6 +158,12 @@ def _work(
         while checkpoint.round < experiment.rounds:
             checkpoint = _one_round(directory, experiment, assembled, checkpoint, progress, images)
     _finish(directory, assembled, images)
+
+
+def _as_begun(directory: RunDirectory, experiment: Experiment) -> Experiment:
+    """With the budget of kept features that the run began with: with another one they are equal to rounding only."""
+    features_mb = (directory.manifest or {}).get("features_mb", 0)
+    return replace(experiment, runtime=replace(experiment.runtime, features_mb=features_mb))
 
 
 def _resume(directory: RunDirectory, assembled: Assembled) -> Checkpoint:
@@ -251,7 +264,7 @@ def _finish(directory: RunDirectory, assembled: Assembled, images: bool) -> None
     summary = summarise_run(directory, assembled.assessor.classes)
     guarantee = assembled.federated.guarantee(summary["rounds"])
     write_json(directory.path / "summary.json", summary if guarantee is None else {**summary, "privacy": guarantee})
-    directory.update_manifest(state="finished", finished=now())
+    directory.update_manifest(state="finished", finished=now(), features=asdict(assembled.features.use))
     write_report(directory.path, images=images)
 
 

@@ -21,13 +21,14 @@ class Runtime:
             method and the aggregator allow it; ``auto``: whichever is faster here, which on a CPU is sequential. Equal
             to rounding; a run keeps to what it began with.
         stack: Most hospitals that share a step, >= 2.
-        compile: Compile the model with ``torch.compile``.
+        compile: Compile the model with ``torch.compile``, which may take minutes in round 1. Equal to rounding; a run
+            keeps to what it began with. Hospitals that share a step train on the model as it is.
         features_mb: Memory for what the frozen start of the model makes of windows, in MB, >= 0; 0: nothing is kept.
             Used by methods whose first trained layer comes late, where windows have fixed forms (``augment: none``, or
             ``variants`` above 0), and to score volumes.
         features_disk_mb: Room on disk for the same, shared by runs, in MB, >= 0; 0: memory only.
         windows: Where prepared windows lie: on the ``device``, or on the ``host`` and brought batch by batch; ``auto``:
-            on the device where a quarter of its free memory holds them all.
+            those that fit into a quarter of its free memory, in order of names, on the device.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .assembly import Located, assemble, locate
 from .checkpoint import state_hash
 from .config import Experiment, identity, load_resolved
+from .engine import recorded_in
 from .federation import Stopwatch, joined, run_round
 from .progress import Progress
 from .run import check_fits, measure_round, score_round
@@ -63,11 +64,13 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     if not number:
         raise ValueError(f"{path}: expected at least one finished round, got none")
     assembled = assemble(experiment, located, device)
+    engine = recorded_in(directory.manifest)
+    federated = replace(assembled.federated, stack=1 if engine is None else engine.stack)
     setting = assembled.initial.server.setting
     before = directory.checkpoints.load(number - 1, setting)
     check_fits(before, assembled.initial)
     with Progress(rounds=number, start=number - 1, quiet=True) as progress, tempfile.TemporaryDirectory() as folder:
-        repeated = run_round(assembled.federated, before, progress, Stopwatch())
+        repeated = run_round(federated, before, progress, Stopwatch())
         scores = score_round(experiment, assembled, repeated, progress, Path(folder), images=False)
         rows = joined(repeated.rows, measure_round(experiment, assembled, repeated), scores)
     return Verdict(

@@ -28,6 +28,13 @@ from wardround.simulator.sampling import Cohort
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``gpu`` are skipped, with the reason, where there is no such device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch finds none")
+
+
 SIZE = 16
 """Pixels of the test volumes: four patches of the tiny SAM."""
 
@@ -76,8 +83,7 @@ def make_volume(seed: int, slices: int = 4, size: int = SIZE) -> PreparedVolume:
     labels[:, row + 2 : row + size // 4 + 2, column + 2 : column + size // 4 + 2] = 2
     images = 0.3 * labels + 0.3 * torch.rand(slices, size, size, generator=generator)
     case = Case(name=f"case-{seed}", patient=f"patient-{seed}", image=Path("none"), label=Path("none"))
-    shape = (slices, size, size)
-    return PreparedVolume(case=case, images=images, labels=labels, native_shape=shape, spacing_mm=(1.0, 1.0, 1.0))
+    return PreparedVolume(case=case, images=images, labels=labels, truth=labels, spacing_mm=(1.0, 1.0, 1.0))
 
 
 @pytest.fixture

@@ -198,3 +198,5 @@ def test_adapting_twice_is_once() -> None:
 def test_settings_are_checked_all_at_once() -> None:
     with pytest.raises(ValueError, match=r"rank: expected at least 1, got 0; alpha: .* got -1.0; power: .*; init_b: "):
         LoRA(rank=0, alpha=-1.0, power=math.nan, init_b="random")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"blocks: expected at least 1, or null for all, got 0"):
+        LoRA(blocks=0)

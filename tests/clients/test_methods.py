@@ -39,7 +39,9 @@ def test_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lora", "lora_decoder", "flap_sam", "samed", "samed_s"])
-@pytest.mark.parametrize("settings", [LoRA(rank=1), LoRA(rank=5, power=1.0), LoRA(rank=4, init_b="normal")], ids=repr)
+@pytest.mark.parametrize(
+    "settings", [LoRA(rank=1, blocks=1), LoRA(rank=5, power=1.0), LoRA(rank=4, init_b="normal")], ids=repr
+)
 def test_contract_at_other_settings(name: str, settings: LoRA) -> None:
     check_method(METHODS[name](lora=settings))
 
@@ -160,6 +162,23 @@ def test_lora_sits_on_q_and_v_everywhere() -> None:
     assert {pair.rows for pair in decoder} == {None}
     assert sum(parameters[n].numel() for pair in encoder for n in (pair.A, pair.B)) == 36_864 * 32
     assert sum(parameters[n].numel() for pair in decoder for n in (pair.A, pair.B)) == 5_888 * 32
+
+
+@pytest.mark.parametrize(("blocks", "pairs", "prefix"), [(None, 24, 1), (12, 24, 1), (3, 6, 10), (1, 2, 12)])
+def test_lora_in_the_last_blocks_alone(blocks: int | None, pairs: int, prefix: int) -> None:
+    """Two pairs a block in the last of 12, 14 in the decoder as ever; patches and the blocks before them are frozen."""
+    net = VIT_B.build_meta(2)
+    found = METHODS["lora"](lora=LoRA(rank=4, blocks=blocks)).attach(net)
+    encoder = [pair.base for pair in found.pairs if found.part[pair.A] == "encoder"]
+    last = [f"vision_encoder.layers.{number}.attn.qkv.weight" for number in range(12 - pairs // 2, 12)]
+    assert encoder == [name for name in last for _ in range(2)]
+    assert len(found.pairs) == pairs + 14
+    assert net.frozen_stages(found.names) == prefix
+
+
+def test_more_blocks_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"method.lora.blocks: expected at most the 2 blocks .*, got 3"):
+        FlapSam(lora=LoRA(rank=1, blocks=3)).attach(TINY.build_meta(2))
 
 
 HEAD_SAM = 73_952 + 3 * 139_808 + 768

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wardround.clients.methods import Decoder, Full
+from wardround.clients.lora import LoRA
+from wardround.clients.methods import Decoder, FlapSam, Full
 from wardround.clients.replica import Replica
 
 Make = Callable[..., Replica]
@@ -126,6 +127,25 @@ def test_a_merged_pair_is_the_adapted_model(make_replica: Make) -> None:
     torch.testing.assert_close(replica.logits(windows()), adapted, rtol=1e-10, atol=1e-12)
 
 
+def test_the_hash_of_the_frozen_start_follows_its_weights(make_replica: Make) -> None:
+    """The first block lies before the adapted one, the second does not; what trains is no part of it."""
+    replica = make_replica(method=FlapSam(lora=LoRA(rank=2, blocks=1)))
+    first, second = (f"vision_encoder.layers.{block}.mlp.lin1.bias" for block in (0, 1))
+    change = torch.ones_like(replica.model.get_parameter(first))
+    pristine = replica.prefix_hash
+    assert pristine == make_replica(method=FlapSam(lora=LoRA(rank=3, blocks=1))).prefix_hash
+    assert pristine != make_replica(method=Decoder()).prefix_hash
+    replica.load({name: value + 1 for name, value in replica.read().items()})
+    replica.set_base({second: change})
+    assert replica.prefix_hash == pristine
+    replica.set_base({first: change})
+    assert replica.prefix_hash != pristine
+    replica.set_base({first: 2 * change})
+    assert replica.prefix_hash != pristine
+    replica.set_base({})
+    assert replica.prefix_hash == pristine
+
+
 def test_the_unused_tensors_are_found(make_replica: Make) -> None:
     """The IoU head gets no gradient; with ``full``, all of the prompt encoder but the no-mask embedding as well."""
     decoder = make_replica(method=Decoder())
@@ -163,3 +183,28 @@ def test_what_does_not_fit_is_refused(make_replica: Make) -> None:
         replica.set_base({dense: values[dense]})
     with pytest.raises(ValueError, match="expected shape"):
         replica.set_base({pair.base: torch.zeros(1)})
+
+
+def test_the_same_tensors_are_brought_once_and_changed_ones_again(make_replica: Make) -> None:
+    """Hospitals that are handed the same tensors get a copy on the device; whatever is written is noticed."""
+    replica = make_replica()
+    given = noise(replica, 7)
+    replica.load(given)
+    for value in replica.values.values():
+        value.data.zero_()  # trained
+    replica.load(given)
+    assert all(torch.equal(replica.read()[name], value) for name, value in given.items())
+    first = next(iter(given))
+    given[first].add_(1.0)
+    replica.load(given)
+    assert torch.equal(replica.read()[first], given[first])
+    replica.load({**given, first: given[first] - 3.0})
+    assert torch.equal(replica.read()[first], given[first] - 3.0)
+
+
+def test_what_was_read_does_not_change_with_the_replica(make_replica: Make) -> None:
+    replica = make_replica()
+    before = replica.read()
+    copies = {name: value.clone() for name, value in before.items()}
+    replica.load(noise(replica, 8))
+    assert all(torch.equal(before[name], value) for name, value in copies.items())

@@ -71,8 +71,8 @@ def volume(slices: int, key: int = 0) -> PreparedVolume:
         labels[number, 4 : 10 + 2 * (number % 5), 6:20] = 1
     images += 0.6 * labels
     case = object()  # nothing here reads it
-    shape = (slices, 21, 13)
-    return PreparedVolume(case=case, images=images, labels=labels, native_shape=shape, spacing_mm=(1.0, 1.0, 1.0))
+    truth = torch.zeros(slices, 21, 13, dtype=torch.uint8)  # of which only the shape matters
+    return PreparedVolume(case=case, images=images, labels=labels, truth=truth, spacing_mm=(1.0, 1.0, 1.0))
 
 
 # ---- one adapter, one block ------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_features_under_other_values(make_mixing: MixingReplica) -> None:
     replica = make_mixing()
     initial = replica.read()
     other = {name: value + 0.1 * normal(*value.shape, key=name, dtype=value.dtype) for name, value in initial.items()}
-    there = replica.features_at(replica.padded(other), windows())
+    there = replica.features_at(replica.padded(other), replica.begin(windows()), windows().shape[1])
     assert all(torch.equal(value, initial[name]) for name, value in replica.read().items())
     replica.load(other)
     with torch.no_grad():

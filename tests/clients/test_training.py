@@ -1,17 +1,33 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from wardround.aggregators.contract import Phase, Tensors
+from wardround.aggregators.contract import Aggregator, Phase, Tensors
+from wardround.aggregators.fedavg import FedAvg
+from wardround.aggregators.feddyn import FedDyn
 from wardround.aggregators.fednova import norm_of_steps
+from wardround.aggregators.fedprox import FedProx
+from wardround.aggregators.moon import Moon
+from wardround.aggregators.scaffold import Scaffold
+from wardround.clients.batches import draws, feed
 from wardround.clients.losses import segmentation_loss
 from wardround.clients.optimizers import SGD, AdamW, Schedule
 from wardround.clients.replica import Replica
-from wardround.clients.training import NonFiniteLossError, OptimizerState, Training, Workplace, fit, mean_loss
-from wardround.datasets.augment import Augment, NoAugment
+from wardround.clients.training import (
+    NonFiniteLossError,
+    OptimizerState,
+    Training,
+    Workplace,
+    _Step,
+    fit,
+    mean_loss,
+)
+from wardround.datasets.augment import Augment, FlapSamAugment, NoAugment
 from wardround.datasets.windows import HospitalWindows, epoch_batches
 from wardround.simulator.randomness import streams
 
@@ -243,6 +259,15 @@ def test_kept_moments_continue_as_if_the_round_had_not_ended(replica: Replica, w
     assert not all(torch.equal(reset.tensors[name], once.tensors[name]) for name in once.tensors)
 
 
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), SGD(lr=1e-2)], ids=["adamw", "sgd"])
+def test_a_fit_leaves_the_moments_it_was_handed_alone(replica: Replica, windows: HospitalWindows, optimizer) -> None:
+    training = Training(steps=1, optimizer=optimizer, moments="keep")
+    _, state = run(replica, windows, training)
+    before = {name: value.clone() for name, value in state.moments.items()}
+    run(replica, windows, training, state=state)
+    assert all(torch.equal(value, before[name]) for name, value in state.moments.items())
+
+
 def test_augmentation_reaches_the_batches(replica: Replica, windows: HospitalWindows) -> None:
     start, training = replica.read(), Training(steps=2)
     plain, _ = run(replica, windows, training)
@@ -250,6 +275,42 @@ def test_augmentation_reaches_the_batches(replica: Replica, windows: HospitalWin
     workplace = Workplace(replica=replica, training=training, augment=Augment())
     augmented, _ = fit(workplace, everything(replica), windows, OptimizerState(), RNG, LASTING)
     assert plain.mean_loss != augmented.mean_loss
+
+
+WAITING: tuple[Aggregator, ...] = (FedAvg(), FedProx(), FedProx(on="product"), Scaffold(), Moon(), FedDyn())
+
+
+@pytest.mark.parametrize("aggregator", WAITING, ids=lambda aggregator: type(aggregator).__name__)
+def test_the_loop_asks_the_device_for_nothing(make_federated: Callable[..., Any], aggregator: Aggregator) -> None:
+    """On the meta device tensors have no values: whatever waits for one (item, nonzero, a copy to the host) raises.
+
+    Windows are brought from the CPU or lie on the device; what is drawn is known on the CPU.
+    """
+    federated, before = make_federated(aggregator, precision="fp32", volumes=(2,))
+    hospital, own = federated.hospitals["hospital-0"], federated.workplace.replica
+    download = aggregator.broadcast(before.server, hospital.info)
+    replica = Replica(own.model, own.layout, device="meta")
+    training = Training(batch_size=6, optimizer=AdamW(), clip_norm=1.0)
+    for windows in (hospital.train, hospital.train.to("meta")):
+        for phase in aggregator.rule.phases(download, {}):
+            step = _Step(replica, replace(phase, record_gradient=True), training, {})
+            drawn = draws(windows, 6, FlapSamAugment(), 2, RNG, LASTING)
+            losses = [step(batch, 0.1) for batch in feed(replica, ((draw,) for draw in drawn))]
+            assert [loss.device.type for loss in losses] == ["meta", "meta"]
+
+
+def test_under_bf16_only_the_model_is_in_bf16(make_replica: Callable[..., Replica], windows: HospitalWindows) -> None:
+    """Trained tensors, their gradients, the optimizer's moments and the loss are fp32."""
+    replica = make_replica(image_size=16, precision="bf16")
+    training = Training(batch_size=4, optimizer=AdamW(), moments="keep", precision="bf16")
+    step = _Step(replica, everything(replica), training, {})
+    (batch,) = feed(replica, ((draw,) for draw in draws(windows, 4, NoAugment(), 1, RNG, LASTING)))
+    assert replica.proceed(*batch.begun).dtype == torch.bfloat16
+    loss = step(batch, 1e-3)
+    trained = replica.parameters(replica.values).values()
+    assert loss.dtype == torch.float32
+    assert {value.dtype for value in trained} == {value.grad.dtype for value in trained} == {torch.float32}
+    assert {value.dtype for value in step.moments().values()} == {torch.float32}
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(replica: Replica, windows: HospitalWindows) -> None:

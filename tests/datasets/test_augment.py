@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wardround.datasets.augment import (
     AUGMENTS,
@@ -498,6 +499,66 @@ def test_a_batch_of_the_mini_model_costs_little() -> None:
         apply(images, labels, parameters)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.02
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations on a device, where each is a kernel or a copy: the meta device here, which computes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # as torch calls it
+        result = func(*args, **(kwargs or {}))
+        self.count += isinstance(result, torch.Tensor) and result.device.type == "meta"
+        return result
+
+
+def test_a_large_batch_takes_no_more_kernels_than_a_small_one() -> None:
+    """Every window is moved, gamma-corrected, erased and posterized; the device has no values to wait for."""
+    counts = []
+    for n in (4, 40):
+        images, labels = (tensor.to("meta") for tensor in batch(n, size=32))
+        drawn = FlapSamAugment(rot90_flip_p=1, rotation_p=1, gamma_p=1, erase_p=1).sample(n, rng())
+        operations = torch.tensor([[OPERATIONS.index("posterize"), OPERATIONS.index("contrast")]]).repeat(n, 1)
+        with Launches() as launches:
+            apply(images, labels, replace(drawn, operations=operations, amounts=torch.full((n, 2), 5.0)))
+        counts.append(launches.count)
+    assert counts[0] == counts[1] < 100
+
+
+def test_erased_rectangles_hold_the_noise_of_their_window() -> None:
+    """Window by window, as it may be written down; the noise of a window is that of its seed, whatever its batch."""
+    images, labels = batch(12, size=32)
+    drawn = FlapSamAugment(**CALM | {"erase_p": 0.7}).sample(12, rng())
+    parameters = replace(AugmentParameters.neutral(12), erased=drawn.erased, noise=drawn.noise)
+    erased = (parameters.erased[:, 0] > 0).nonzero().flatten().tolist()
+    assert 1 < len(erased) < 12
+    expected, masks = images.clone(), labels.clone()
+    for row in erased:
+        high, wide, top, left = parameters.erased[row].tolist()
+        height, width = int(high * 32), int(wide * 32)
+        rows = slice(int(top * (33 - height)), int(top * (33 - height)) + height)
+        columns = slice(int(left * (33 - width)), int(left * (33 - width)) + width)
+        noise = torch.rand(height, width, generator=rng(int(parameters.noise[row])))
+        expected[row, :, rows, columns], masks[row, :, rows, columns] = noise, 0
+    changed, cleared = apply(images, labels, parameters)
+    assert torch.equal(changed, expected)
+    assert torch.equal(cleared, masks)
+
+
+def test_where_nothing_is_drawn_nothing_is_copied() -> None:
+    images, labels = batch()
+    same, untouched = apply(images, labels, AugmentParameters.neutral(6))
+    assert same is images
+    assert untouched is labels
+    for changes in (only([[-1.0, 0.0], [0.0, 1.0]]), only([[1.0, 0.0], [0.0, 1.0]], gamma=2.0), one("contrast", 0.8)):
+        before = images.clone(), labels.clone()
+        changed, masks = apply(images, labels, changes)
+        assert not torch.equal(changed, images)
+        assert changed.data_ptr() != images.data_ptr()
+        assert masks.data_ptr() != labels.data_ptr()
+        assert all(torch.equal(*pair) for pair in zip(before, (images, labels), strict=True))
 
 
 def test_mistakes_are_named() -> None:

@@ -107,8 +107,9 @@ def same(left: PreparedVolume, right: PreparedVolume) -> bool:
     return (
         torch.equal(left.images, right.images)
         and torch.equal(left.labels, right.labels)
+        and torch.equal(left.truth, right.truth)
         and (left.images.dtype, left.labels.dtype) == (right.images.dtype, right.labels.dtype)
-        and (left.case, left.native_shape, left.spacing_mm) == (right.case, right.native_shape, right.spacing_mm)
+        and (left.case, left.truth.dtype, left.spacing_mm) == (right.case, right.truth.dtype, right.spacing_mm)
     )
 
 
@@ -159,6 +160,20 @@ def test_training_windows_from_the_cache_are_those_from_memory(cases: list[Case]
     for index in torch.randperm(len(mapped), generator=torch.Generator().manual_seed(0)).split(7):
         expected = in_memory.gather(index)
         assert all(torch.equal(a, b) for a, b in zip(mapped.gather(index), expected, strict=True))
+
+
+def test_the_key_of_a_volume_is_its_entrys(cases: list[Case], home: Path) -> None:
+    keys = [preparation().load(case).key for case in cases]
+    assert sorted(keys) == sorted(entry.name for entry in entries(home))
+
+
+def test_the_truth_lies_as_it_was_whatever_the_order_of_its_axes(cases: list[Case]) -> None:
+    """A reader may hand over a view with its axes exchanged; slices are written one by one."""
+    exchanged = np.asfortranarray(np.load(cases[0].label))
+    np.save(cases[0].label, exchanged)
+    assert not np.load(cases[0].label).flags.c_contiguous
+    for _ in range(2):  # made, then found
+        assert np.array_equal(preparation(size=4).load(cases[0]).truth.numpy(), exchanged)
 
 
 def test_what_is_written_to_a_loaded_volume_does_not_reach_the_file(cases: list[Case]) -> None:
@@ -360,7 +375,7 @@ def test_a_killed_preparation_continues(cases: list[Case], home: Path) -> None:
     assert not unfinished(home)
 
 
-@pytest.mark.parametrize("place", ["prepared/ab", "facts/ab", "hashes/ab", "."])
+@pytest.mark.parametrize("place", ["prepared/ab", "facts/ab", "hashes/ab", "features/ab", "."])
 def test_what_a_kill_left_anywhere_is_removed_when_it_is_old(home: Path, place: str) -> None:
     """Phantoms are built in the cache itself."""
     (home / place).mkdir(parents=True, exist_ok=True)
@@ -422,8 +437,26 @@ def damage_missing(entry: Path) -> None:
     (entry / "labels.npy").unlink()
 
 
+def damage_truth(entry: Path) -> None:
+    os.truncate(entry / "truth.npy", (entry / "truth.npy").stat().st_size - 1)
+
+
+def damage_no_truth(entry: Path) -> None:
+    (entry / "truth.npy").unlink()
+
+
 @pytest.mark.parametrize(
-    "damage", [damage_meta, damage_length, damage_shape, damage_type, damage_empty, damage_missing]
+    "damage",
+    [
+        damage_meta,
+        damage_length,
+        damage_shape,
+        damage_type,
+        damage_empty,
+        damage_missing,
+        damage_truth,
+        damage_no_truth,
+    ],
 )
 def test_a_damaged_entry_is_made_again(cases: list[Case], home: Path, damage: Callable[[Path], None]) -> None:
     how = preparation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ import torch
 from torch.nn.functional import interpolate
 
 from wardround.datasets.contract import Case, Volume
-from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows, epoch_batches, min_max, prepare
+from wardround.datasets.windows import (
+    HospitalWindows,
+    PreparedVolume,
+    Windows,
+    epoch_batches,
+    min_max,
+    on_device,
+    prepare,
+)
 
 CASE = Case(name="a", patient="a", image=Path("a.nii"), label=Path("b.nii"))
 
@@ -23,9 +32,8 @@ def volume(image: np.ndarray, label: np.ndarray | None = None) -> Volume:
 def numbered(slices: int, first: int = 0) -> PreparedVolume:
     """Slice s is filled with ``first + s``."""
     images = torch.arange(first, first + slices, dtype=torch.float32).view(-1, 1, 1).repeat(1, 2, 2)
-    return PreparedVolume(
-        case=CASE, images=images, labels=images.to(torch.uint8), native_shape=(slices, 2, 2), spacing_mm=(1.0, 1.0, 1.0)
-    )
+    labels = images.to(torch.uint8)
+    return PreparedVolume(case=CASE, images=images, labels=labels, truth=labels, spacing_mm=(1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +61,34 @@ def test_depth_five_shows_every_slice_five_times() -> None:
     windows = HospitalWindows([numbered(7), numbered(1), numbered(5)], Windows(depth=5))
     assert torch.bincount(windows.table.flatten()).float().mean() == 5
     assert windows.table[:, 2].tolist() == list(range(13))
+
+
+def test_the_key_of_a_volume_is_its_content() -> None:
+    """A key is taken as it is; without one, shape, values and labels decide, and nothing else of a volume."""
+    plain = numbered(4)
+    assert replace(plain, key="abc").content == "abc"
+    assert replace(plain, spacing_mm=(9.0, 9.0, 9.0)).content == numbered(4).content == plain.content
+    others = [
+        numbered(5),
+        numbered(4, first=1),
+        replace(plain, labels=plain.labels + 1),
+        replace(plain, images=plain.images.view(4, 1, 4), labels=plain.labels.view(4, 1, 4)),
+    ]
+    assert len({plain.content, *(other.content for other in others)}) == 5
+
+
+def test_keys_of_windows_follow_what_they_hold() -> None:
+    """The same volumes have the same keys wherever they lie; cut or labelled otherwise, they do not."""
+    volumes = [numbered(2), numbered(3)]
+    windows = HospitalWindows(volumes, Windows())
+    keys = windows.volume_keys()
+    assert len(set(keys)) == 2
+    assert windows.to("cpu").volume_keys() == keys
+    assert HospitalWindows(volumes[1:], Windows()).volume_keys() == keys[1:]
+    flipped = windows.relabelled([0, 2, 1])
+    others = [HospitalWindows(volumes, Windows(depth=3)), HospitalWindows(volumes, Windows(normalise="window"))]
+    assert not set(keys) & {key for other in (*others, flipped) for key in other.volume_keys()}
+    assert windows.volume_keys() == keys
 
 
 def test_window_normalisation_spans_all_slices_of_the_window() -> None:
@@ -179,7 +215,7 @@ def test_slices_of_several_volumes_are_those_of_one_tensor(depth: int, normalise
             case=CASE,
             images=torch.rand(shape, generator=rng),
             labels=torch.randint(0, 3, shape, generator=rng, dtype=torch.uint8),
-            native_shape=shape,
+            truth=torch.zeros(shape, dtype=torch.uint8),
             spacing_mm=(1.0, 1.0, 1.0),
         )
         for shape in shapes
@@ -195,6 +231,36 @@ def test_slices_of_several_volumes_are_those_of_one_tensor(depth: int, normalise
         assert all(torch.equal(a, b) for a, b in zip(found.gather(index, "cpu"), expected, strict=True))
         assert found.gather(index[:0])[0].shape == (0, depth, 4, 4)
     assert windows.to("cpu").volumes == windows.volumes
+
+
+def test_hospitals_on_a_device_share_the_volumes_that_they_share() -> None:
+    """Volumes of 3, 2 and 4 slices; the second belongs to both hospitals, one of which reads its labels otherwise."""
+    first, shared, last = numbered(3), numbered(2, first=10), numbered(4, first=20)
+    here = {
+        "a": HospitalWindows([first, shared], Windows(depth=3)),
+        "b": HospitalWindows([last, shared], Windows(depth=3)).relabelled(range(1, 31)),
+    }
+    there = on_device(here, "cpu")
+    for name, windows in here.items():
+        index = torch.tensor([len(windows) - 1, 0, 3])
+        assert all(torch.equal(*pair) for pair in zip(there[name].gather(index), windows.gather(index), strict=True))
+        assert there[name].volumes == windows.volumes
+    assert there["a"]._images is there["b"]._images
+    assert [len(part) for part in there["a"]._images.parts] == [9]
+    relabelled = there["a"].relabelled([7] * 30).gather(torch.tensor([4]))[1]
+    assert relabelled.unique().tolist() == [7]
+    again = there["b"].to("cpu")
+    assert [len(part) for part in again._images.parts] == [6]
+    assert torch.equal(again.gather(torch.tensor([5]))[1], here["b"].gather(torch.tensor([5]))[1])
+    assert on_device({}, "cpu") == {}
+
+
+def test_windows_say_where_their_slices_are() -> None:
+    windows = HospitalWindows([numbered(2), numbered(3)], Windows())
+    there = windows.to("meta")
+    assert (windows.device.type, there.device.type) == ("cpu", "meta")
+    images, labels = there.gather(torch.tensor([4, 0]))
+    assert (images.device.type, labels.shape) == ("meta", (2, 1, 2, 2))
 
 
 def test_volumes_are_not_copied() -> None:

@@ -113,6 +113,33 @@ def test_files_that_change_during_a_run_are_noticed(folder: Path) -> None:
     assert assembled.assessor.read(case).case == case
 
 
+def test_files_are_read_for_the_last_scores_only(folder: Path, tmp_path: Path) -> None:
+    """The scores are the same without the files, which the last evaluation misses."""
+    located = locate(tiny(), folder)
+    assembled = assemble(tiny(), located, choose_device("cpu"))
+    case = located.federation.hospitals["hospital-1"].test[0]
+
+    def scores(*, final: bool) -> list[dict]:
+        with Progress(rounds=1, quiet=True) as progress:
+            return assess(assembled.federated, assembled.assessor, assembled.initial, progress, final=final)["cases"]
+
+    before = scores(final=False)
+    away = case.label.rename(tmp_path / "away.nii.gz")
+    try:
+        assert scores(final=False) == before
+        with pytest.raises(ValueError, match=rf"{case.label.name}: expected a readable file"):
+            scores(final=True)
+        away.with_name("other").write_bytes(b"another")
+        away.with_name("other").rename(case.label)
+        with pytest.raises(ValueError, match="expected the file that was there when the run began"):
+            scores(final=True)
+    finally:
+        away.rename(case.label)
+    last = {(row["case"], row["metric"]): row["value"] for row in scores(final=True)}
+    assert last.items() >= {(row["case"], row["metric"]): row["value"] for row in before}.items()
+    assert {metric for _, metric in last} >= {"hd95_mm/core", "surface_dice/core"}
+
+
 def test_the_data_hash_is_of_content_and_split_not_of_paths(folder: Path, tmp_path: Path) -> None:
     here, there = locate(tiny(), folder), locate(tiny(), tmp_path)
     assert here.data_hash == there.data_hash

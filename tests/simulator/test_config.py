@@ -65,7 +65,17 @@ def test_every_default_is_written_out() -> None:
     assert plain["cohort"] == {"sampling": "full", "size": None, "rate": None, "drop_rate": 0.0}
     assert plain["training"]["optimizer"]["name"] == "adamw"
     assert plain["weights"] == {"name": "examples"}
-    assert plain["runtime"] == {"device": "auto", "threads": None, "deterministic": True}
+    assert plain["runtime"] == {
+        "device": "auto",
+        "threads": None,
+        "deterministic": True,
+        "cohort": "auto",
+        "stack": 8,
+        "compile": False,
+        "features_mb": 1024,
+        "features_disk_mb": 0,
+        "windows": "auto",
+    }
 
 
 # ---- extends and overrides -------------------------------------------------------------------------------------------
@@ -137,6 +147,9 @@ def test_an_override_whose_value_is_no_yaml_is_told() -> None:
 # ---- problems --------------------------------------------------------------------------------------------------------
 
 
+RNAK = "unknown key, did you mean 'rank'? (known: alpha, blocks, init_b, power, rank)"
+
+
 def test_every_problem_is_told_at_once_with_the_place_that_brought_it() -> None:
     """From two overrides, the entry, the entry it extends, and a key that nobody gave."""
     parent = {**BASE, "method": {"name": "flap_sam", "lora": {"rnak": 8}}, "rounds": 0}
@@ -149,7 +162,7 @@ def test_every_problem_is_told_at_once_with_the_place_that_brought_it() -> None:
             "f.yaml: child.aggregator: unknown name 'fedvg', did you mean 'fedavg'? "
             f"(known: {', '.join(sorted(AGGREGATORS))})",
             "f.yaml: child.cohort.size: expected a number exactly with sampling 'fixed', got None",
-            "f.yaml: parent.method.lora.rnak: unknown key, did you mean 'rank'? (known: alpha, init_b, power, rank)",
+            f"f.yaml: parent.method.lora.rnak: {RNAK}",
             "f.yaml: parent.rounds: expected at least 1, got 0",
             "--set training.optimizer.lr: expected a number above 0, got -1.0",
             "--set training.batch_size: expected a whole number, got 'big'",
@@ -159,7 +172,7 @@ def test_every_problem_is_told_at_once_with_the_place_that_brought_it() -> None:
 
 def test_an_override_of_a_path_that_is_not_there_is_told_with_a_guess() -> None:
     (found,) = problems("method.lora.rnak=8")
-    assert found == "--set method.lora.rnak: unknown key, did you mean 'rank'? (known: alpha, init_b, power, rank)"
+    assert found == f"--set method.lora.rnak: {RNAK}"
     (found,) = problems("rounds.x=8")
     assert found == "--set rounds: expected a whole number, got {'x': 8}"
 
@@ -224,6 +237,7 @@ def test_what_changes_no_result_does_not_enter_the_identity(override: str) -> No
         "rounds=3",
         "seed=1",
         "method.lora.rank=8",
+        "method.lora.blocks=1",
         "training.optimizer.lr=0.1",
         "aggregator=flap_sam",
         "runtime.deterministic=false",
@@ -233,6 +247,13 @@ def test_what_changes_no_result_does_not_enter_the_identity(override: str) -> No
 )
 def test_what_changes_the_result_enters_the_identity(override: str) -> None:
     assert identity(load(override)) != identity(load())
+
+
+def test_a_later_setting_leaves_earlier_ids_alone() -> None:
+    """``method.lora.blocks`` came later: without it nothing of it is hashed, also where there is no LoRA."""
+    assert "blocks" not in identity(load())["method"]["lora"]
+    assert identity(load("method.lora.blocks=null")) == identity(load())
+    assert identity(load("method=decoder"))["method"] == {"name": "decoder"}
 
 
 def test_the_name_does_not_enter_the_identity() -> None:

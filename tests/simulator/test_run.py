@@ -236,6 +236,16 @@ def test_another_environment_is_refused_unless_allowed(finished: Path, tmp_path:
     assert run(tiny(), out=tmp_path, quiet=True, allow_changed_environment=True).path == copy
 
 
+def test_a_run_does_not_go_on_compiled_unless_allowed(finished: Path, tmp_path: Path) -> None:
+    """A compiled model is equal to rounding only; every round is over here, so that nothing is compiled."""
+    copy = _interrupted(finished, tmp_path)
+    compiled = tiny("runtime.compile=true")
+    with pytest.raises(ValueError, match=r"compile: False then, True now.*--allow-changed-environment"):
+        run(compiled, out=tmp_path, quiet=True)
+    assert run(compiled, out=tmp_path, quiet=True, allow_changed_environment=True).path == copy
+    assert json.loads((copy / "manifest.json").read_text())["compile"] is True
+
+
 def test_a_checkpoint_of_another_model_is_refused(finished: Path, tmp_path: Path) -> None:
     copy = _interrupted(finished, tmp_path)
     file = copy / "checkpoint" / "round-0004" / "server.safetensors"

@@ -16,7 +16,7 @@ from torch import Tensor
 from wardround.aggregators import AGGREGATORS, Krum
 from wardround.aggregators.contract import ClientUpdate, Download
 from wardround.aggregators.fedavg import FedAvg
-from wardround.clients.hospital import Memory, take_turn
+from wardround.clients.hospital import Assignment, Memory, take_turn
 from wardround.clients.optimizers import SGD, Schedule
 from wardround.clients.training import Training
 from wardround.simulator.assembly import assemble, locate
@@ -516,9 +516,10 @@ def test_what_rules_report_and_remember_is_known_before_anybody_trains(staged: M
     download = federated.aggregator.broadcast(before.server, info)
     untrained = _without_training(rule, before.server, download)
     windows, rng = federated.hospitals["hospital-0"].train, federated.rng("local", 1)
-    turn = take_turn(federated.workplace, rule, info, download, Memory(), windows, rng, rng)
+    own = {"hospital": info, "download": download, "memory": Memory(), "windows": windows, "rng": rng, "lasting": rng}
+    turn = take_turn(federated.workplace, rule, Assignment(**own))
     assert untrained.metrics.keys() == turn.result.metrics.keys()
-    assert untrained.memory.keys() == turn.result.memory.keys()
+    assert untrained.memory.keys() == turn.memory.tensors.keys()
 
 
 def constant(**settings: object) -> Training:
