@@ -153,6 +153,14 @@ def _list(args: argparse.Namespace) -> int:
     return OK
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from .bench.command import bench, settings
+
+    given = {name: value for name, value in vars(args).items() if name in _BENCH}
+    print(bench(settings(given), args.csv))
+    return OK
+
+
 def _data_check(args: argparse.Namespace) -> int:
     from .data_commands import check_data
 
@@ -231,6 +239,9 @@ def _parser() -> argparse.ArgumentParser:
         _command(commands, "table", _table, "what each method trains and sends", "table --model sam-vit-b --rank 32")
     )
     _experiments_argument(_command(commands, "list", _list, "the experiments there are", "list"))
+    _bench_arguments(
+        _command(commands, "bench", _bench, "measure speed and memory beside other engines", "bench --quick --csv FILE")
+    )
     _data_commands(commands.add_parser("data", help="check, prepare or make data", allow_abbrev=False))
     return parser
 
@@ -350,6 +361,44 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     _set_argument(parser)
     _experiments_argument(parser)
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"{parser.epilog}\nWhat every column means, and results: docs/performance.md"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for name, (metavar, words) in _BENCH.items():
+        option = f"--{name.replace('_', '-')}"
+        if metavar:
+            parser.add_argument(option, metavar=metavar, help=words)
+        else:
+            parser.add_argument(option, action="store_true", help=words)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every column of every row")
+
+
+_BENCH = {
+    "quick": ("", "the smallest of everything: at most 3 minutes on two cores"),
+    "parts": ("NAMES", "engines,memory,stacked,features,kernel (all)"),
+    "engines": ("NAMES", "ours, naive, bare, flower, separated by commas (ours,naive,bare)"),
+    "hospitals": ("NUMBERS", "numbers of hospitals (6; on CUDA 6,100)"),
+    "methods": ("NAMES", "what trains (flap_sam,decoder)"),
+    "models": ("NAMES", "tiny, mini, vit-b, vit-l, vit-h (tiny,mini; on CUDA mini,vit-b)"),
+    "cohorts": ("NAMES", "how our engine takes hospitals (sequential,stacked)"),
+    "aggregator": ("NAME", "what the server does (flap_sam)"),
+    "augment": ("NAME", "what is done to a window (none)"),
+    "image_size": ("PIXELS", "height and width (the model's: 32, 64 or 224)"),
+    "batch_size": ("B", "windows of a step (the model's: 8, 16 or 6)"),
+    "rank": ("R", "of LoRA (the model's: 8 or 32)"),
+    "steps": ("N", "optimizer steps of a hospital in a round (5)"),
+    "precision": ("NAME", "fp32, bf16 or fp64 (fp32)"),
+    "repetitions": ("N", "of what medians are taken (5)"),
+    "stack": ("N", "most hospitals that share a step (8)"),
+    "compile": ("", "compile the model, in our engine"),
+    "device": ("NAME", "auto, cpu, cuda or mps (auto)"),
+    "threads": ("N", "of the CPU (what torch takes)"),
+    "seed": ("N", "of volumes, initial values and draws (0)"),
+    "profile": ("FILE", "write a trace of one round of the first row of our engine"),
+}
+"""Options of `bench` but for its CSV: what they stand for in the help, nothing for a switch, and the help itself."""
 
 
 def _run_argument(parser: argparse.ArgumentParser) -> None:

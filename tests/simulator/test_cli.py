@@ -15,7 +15,7 @@ import pytest
 from wardround.simulator import cli
 from wardround.simulator import run as run_module
 
-COMMANDS = ("run", "report", "verify", "replay", "table", "list", "data")
+COMMANDS = ("run", "report", "verify", "replay", "table", "list", "bench", "data")
 
 
 @pytest.fixture(autouse=True)
