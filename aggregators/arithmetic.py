@@ -179,8 +179,14 @@ def rescaled(tensors: Tensors, layout: Layout, rank: int | None) -> dict[str, Te
 
 
 def resized(value: Tensor, dim: int, size: int) -> Tensor:
-    """The first ``size`` slices along a dimension, padded with zeros where there are fewer; contiguous."""
-    if value.shape[dim] >= size:
+    """The first ``size`` slices along a dimension, padded with zeros where there are fewer; contiguous.
+
+    A tensor of that size is returned itself: what all hospitals are handed is then checked and brought to the device
+    once.
+    """
+    if value.shape[dim] == size:
+        return value
+    if value.shape[dim] > size:
         return value.narrow(dim, 0, size).contiguous()
     shape = [*value.shape]
     shape[dim] = size - value.shape[dim]

@@ -57,7 +57,9 @@ class Replica:
         self._sizes = [self._named[name].numel() for name in layout.names]
         self.values, self._flat = self._flatten()
         self._start = torch.empty_like(self._flat)
-        self._staged = torch.empty_like(self._flat, device="cpu", pin_memory=self.device.type == "cuda")
+        self._pinned = self.device.type == "cuda"
+        on_host = self.device.type == "cpu"
+        self._staged = self._start if on_host else torch.empty_like(self._flat, device="cpu", pin_memory=self._pinned)
         self._origin: dict[str, tuple[Tensor, int]] = {}
         self.rank = self.max_rank
         self.prefix = model.frozen_stages(layout.names)
@@ -115,12 +117,13 @@ class Replica:
         """Puts tensors onto the device, padded, in one transfer."""
         padded = [self.widened(name, tensors[name]).to("cpu", self.dtype).flatten() for name in self.values]
         torch.cat(padded, out=self._staged)
-        self._start.copy_(self._staged)
+        if self._staged is not self._start:
+            self._start.copy_(self._staged)
         self._origin = {name: (tensors[name], tensors[name]._version) for name in self.values}
 
     def read(self) -> dict[str, Tensor]:
         """The trainable tensors on the host, at the rank they were loaded with; a copy."""
-        flat = torch.empty_like(self._staged, pin_memory=self._staged.is_pinned()).copy_(self._flat)
+        flat = torch.empty_like(self._staged, pin_memory=self._pinned).copy_(self._flat)
         parts = zip(self.values.items(), flat.split(self._sizes), strict=True)
         whole = {name: part.view(value.shape) for (name, value), part in parts}
         return whole if self.rank == self.max_rank else self.cropped(whole)
