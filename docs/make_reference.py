@@ -400,8 +400,8 @@ MANIFEST = {
     "cohort_why": "Why so: what was asked for, what does not allow it, or the times that were taken.",
     "compile": "Whether the model was compiled.",
     "features_mb": "`runtime.features_mb` as the run began with it; it keeps to that budget.",
-    "features": "What was kept of the frozen start of the model, in a finished run: sources kept and offered, MB, windows "
-    "made, read from disk, and served.",
+    "features": "What was kept of the frozen start of the model, in a finished run: sources kept and offered, MB, "
+    "windows made, read from disk, and served.",
     "precision": "`training.precision`.",
     "deterministic": "`runtime.deterministic`.",
     "data_hash": "SHA-256 over who has which case in which split and the bytes of every file.",

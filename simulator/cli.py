@@ -378,7 +378,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 _BENCH = {
     "quick": ("", "the smallest of everything: at most 3 minutes on two cores"),
     "parts": ("NAMES", "engines,memory,stacked,features,kernel (all)"),
-    "engines": ("NAMES", "ours, naive, bare, flower, separated by commas (ours,naive,bare)"),
+    "engines": ("NAMES", "ours, naive, flower, bare, separated by commas (all; quick: without flower)"),
     "hospitals": ("NUMBERS", "numbers of hospitals (6; on CUDA 6,100)"),
     "methods": ("NAMES", "what trains (flap_sam,decoder)"),
     "models": ("NAMES", "tiny, mini, vit-b, vit-l, vit-h (tiny,mini; on CUDA mini,vit-b)"),
@@ -390,11 +390,11 @@ _BENCH = {
     "rank": ("R", "of LoRA (the model's: 8 or 32)"),
     "steps": ("N", "optimizer steps of a hospital in a round (5)"),
     "precision": ("NAME", "fp32, bf16 or fp64 (fp32)"),
-    "repetitions": ("N", "of what medians are taken (5)"),
+    "repetitions": ("N", "of what medians are taken (5; quick: 9)"),
     "stack": ("N", "most hospitals that share a step (8)"),
     "compile": ("", "compile the model, in our engine"),
     "device": ("NAME", "auto, cpu, cuda or mps (auto)"),
-    "threads": ("N", "of the CPU (what torch takes)"),
+    "threads": ("N", "of the CPU (what torch takes; quick: 1)"),
     "seed": ("N", "of volumes, initial values and draws (0)"),
     "profile": ("FILE", "write a trace of one round of the first row of our engine"),
 }

@@ -26,6 +26,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 COHORTS = ("sequential", "stacked")
 """Ways in which our engine takes hospitals."""
 
+QUICK_ENGINES = ("ours", "naive", "bare")
+"""Those that are prepared in seconds."""
+
 FEW, MANY = 200, 1000
 """Hospitals between which the slope of the host's memory is taken."""
 
@@ -103,21 +106,24 @@ def settings(given: Mapping[str, Any]) -> Settings:
         ValueError: a number that is none, a number out of range, an unknown name.
     """
     words = {name: word for name, word in given.items() if word is not None and word is not False}
-    lists: dict[str, Any] = {name: _names(words[name]) for name in WORDS if name in words}
+    quick = "quick" in words
+    lists: dict[str, Any] = {"engines": QUICK_ENGINES if quick else tuple(ENGINES)}
+    lists |= {name: _names(words[name]) for name in WORDS if name in words}
     if "hospitals" in words:
         lists["hospitals"] = tuple(_number("hospitals", word) for word in _names(words["hospitals"]))
     shared: dict[str, Any] = {name: words[name] for name in ("aggregator", "augment", "precision") if name in words}
     shared |= {name: _number(name, words[name]) for name in NUMBERS if name in words}
-    how: dict[str, Any] = {name: _number(name, words[name]) for name in ("threads", "stack") if name in words}
+    how: dict[str, Any] = {"threads": 1} if quick else {}  # the smallest model is fastest on one
+    how |= {name: _number(name, words[name]) for name in ("threads", "stack") if name in words}
     device = words.get("device", "auto")
     if device not in DEVICES:
         raise ValueError(unknown(f"unknown device {device!r}", device, DEVICES))
     return Settings(
         **lists,
-        quick="quick" in words,
+        quick=quick,
         work=Workload(**shared),
         runtime=Runtime(**how, device=device, compile="compile" in words),
-        repetitions=_number("repetitions", words.get("repetitions", 5)),
+        repetitions=_number("repetitions", words.get("repetitions", 9 if quick else 5)),
         profile=Path(words["profile"]) if "profile" in words else None,
     )
 

@@ -54,7 +54,7 @@ def _compared(workload: Workload, plain: Runtime, fast: Runtime, repetitions: in
         "speedup": speedup.median,
         "speedup_low": speedup.low,
         "speedup_high": speedup.high,
-        "loss": loss,
+        "dice_or_loss": loss,
         "repetitions": repetitions,
     }
 

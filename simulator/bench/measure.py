@@ -98,7 +98,7 @@ def _values(
         "engine_ms_per_hospital": 1e3 * idle_s / workload.hospitals,
         "engine_fraction": idle_s / bare_s,
         "aggregation_ms": _aggregation_ms([one for _, one in pairs]),
-        "loss": loss,
+        "dice_or_loss": loss,
         "loss_last": pairs[-1][1].value.loss,
         "mfu": _utilisation(loop, round_s, device),
     }

@@ -53,7 +53,7 @@ class Row:
         peak_host_mb: Most resident memory of the process, bare loop excluded.
         mfu: Model FLOPs utilisation: operations of the model per second of a round / those of a large product of
             matrices in the same precision on the same GPU. CUDA only.
-        loss: Mean training loss of the first round. Rows of the same work agree.
+        dice_or_loss: What was learned: mean training loss of the first round. Rows of the same work agree.
         loss_last: Mean training loss of the last round: rows that also aggregate alike agree.
         difference: Largest difference between two ways to compute the same, relative to the largest value.
         speedup: How many times faster than what it is compared with, in pairs.
@@ -102,7 +102,7 @@ class Row:
     peak_device_mb: float | None = None
     peak_host_mb: float | None = None
     mfu: float | None = None
-    loss: float | None = None
+    dice_or_loss: float | None = None
     loss_last: float | None = None
     difference: float | None = None
     speedup: float | None = None
@@ -193,7 +193,7 @@ SECTIONS: dict[str, Shown] = {
             "ratio_high": ("high", ".3f"),
             "engine_ms_per_hospital": ("engine ms", ".2f"),
             "engine_fraction": ("engine", ".2%"),
-            "loss": ("loss", ".6f"),
+            "dice_or_loss": ("loss", ".6f"),
         },
         note="Every engine trains the same model on the same batches. '/ bare' is the time of a round over that of the "
         "bare loop beside it, with the lowest and highest pair; the row of the bare loop pairs it with its twin and "

@@ -28,4 +28,4 @@ def test_a_row_has_the_columns_of_a_gpu() -> None:
     bare = measure("bare", Workload(model="mini", hospitals=2, steps=2), RUNTIME, 2)
     assert 0 < row.mfu < 1
     assert row.peak_device_mb > 1
-    assert row.loss == pytest.approx(bare.loss, rel=1e-4)
+    assert row.dice_or_loss == pytest.approx(bare.dice_or_loss, rel=1e-4)

@@ -38,7 +38,7 @@ def test_a_row_of_a_fresh_process_whatever_libraries_print(monkeypatch: pytest.M
     assert row.code is not None
     assert row.images_per_second is not None
     (here,) = rows_of(JOB)
-    assert row.loss == here.loss
+    assert row.dice_or_loss == here.dice_or_loss
 
 
 @pytest.mark.parametrize(

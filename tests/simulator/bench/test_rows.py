@@ -25,7 +25,7 @@ FULL = Row(
     ratio_high=1.1,
     engine_ms_per_hospital=0.512,
     engine_fraction=0.0123,
-    loss=0.721706,
+    dice_or_loss=0.721706,
 )
 
 
@@ -39,8 +39,8 @@ def test_the_csv_holds_every_column_of_every_row(tmp_path: Path) -> None:
     with (tmp_path / "bench.csv").open() as file:
         first, second = csv.DictReader(file)
     assert tuple(first) == COLUMNS
-    assert (first["images_per_second"], first["loss"], first["slope"]) == ("1234.57", "0.721706", "")
-    assert (second["section"], second["slope"], second["loss"]) == ("memory", "1.25", "")
+    assert (first["images_per_second"], first["dice_or_loss"], first["slope"]) == ("1234.57", "0.721706", "")
+    assert (second["section"], second["slope"], second["dice_or_loss"]) == ("memory", "1.25", "")
 
 
 def test_a_table_shows_what_there_is() -> None:
@@ -75,7 +75,9 @@ def test_rows_without_numbers_are_listed_with_their_reason() -> None:
 
 
 def test_a_row_reads_what_it_knows() -> None:
-    assert Row.read({"section": "a", "engine": "b", "loss": 1.0, "other": 2}) == Row(section="a", engine="b", loss=1.0)
+    assert Row.read({"section": "a", "engine": "b", "dice_or_loss": 1.0, "other": 2}) == Row(
+        section="a", engine="b", dice_or_loss=1.0
+    )
     with pytest.raises(TypeError):
         Row(section="a", engine="b", other=2)  # type: ignore[call-arg]
 
