@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise, zip_longest
+from types import MethodType
 
 import torch
 from torch import Tensor
@@ -54,7 +55,9 @@ def alike(phases: Sequence[Phase]) -> bool:
 
 
 def _same(left: object, right: object) -> bool:
-    """Whether two functions of a rule do the same; partial functions are compared by what they are made of."""
+    """Whether two functions of a rule do the same: methods of equal rules, and partial functions made of the same."""
+    if isinstance(left, MethodType) and isinstance(right, MethodType):
+        return left.__func__ is right.__func__ and bool(left.__self__ == right.__self__)
     if isinstance(left, partial) and isinstance(right, partial):
         return _same(left.func, right.func) and (left.args, left.keywords) == (right.args, right.keywords)
     return left == right

@@ -45,8 +45,8 @@ def using_cache() -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise ValueError(
-            f"{cache_folder()}: expected a cache folder that can be read and written, got {error.strerror}{where}; "
-            "set the environment variable WARDROUND_CACHE to a folder that is yours and has room"
+            f"{cache_folder()}: expected a cache folder that can be read and written, got {error.strerror or error}"
+            f"{where}; set the environment variable WARDROUND_CACHE to a folder that is yours and has room"
         ) from error
 
 

@@ -128,10 +128,8 @@ def cannot_share(federated: Federated, server: ServerState) -> str | None:
     reason = stackable(replica.model, replica.layout.names)
     if reason is not None:
         return f"the method does not allow it: {reason}"
-    names = sorted(federated.hospitals)
-    first, last = (
-        _assignment(federated, server, name).phases(federated.aggregator.rule) for name in (names[0], names[-1])
-    )
+    names, rule = sorted(federated.hospitals), federated.aggregator.rule
+    first, last = (_assignment(federated, server, name).phases(rule) for name in (names[0], names[-1]))
     reason = phases_unlike([first, last])
     return None if reason is None else f"aggregator {type(federated.aggregator).__name__} does not allow it: {reason}"
 

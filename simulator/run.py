@@ -147,7 +147,7 @@ def _work(
     directory: RunDirectory, experiment: Experiment, located: Located, device: torch.device, quiet: bool, images: bool
 ) -> None:
     """All rounds that are left, then what a finished run leaves behind."""
-    assembled = assemble(_as_begun(directory, experiment), located, device, quiet=quiet)
+    assembled = assemble(as_begun(directory, experiment), located, device, quiet=quiet)
     engine = settle(directory.manifest or {}, experiment.runtime, assembled.federated, assembled.initial.server)
     directory.update_manifest(**engine.recorded)
     assembled = replace(assembled, federated=replace(assembled.federated, stack=engine.stack))
@@ -160,10 +160,11 @@ def _work(
     _finish(directory, assembled, images)
 
 
-def _as_begun(directory: RunDirectory, experiment: Experiment) -> Experiment:
-    """With the budget of kept features that the run began with: with another one they are equal to rounding only."""
-    features_mb = (directory.manifest or {}).get("features_mb", 0)
-    return replace(experiment, runtime=replace(experiment.runtime, features_mb=features_mb))
+def as_begun(directory: RunDirectory, experiment: Experiment) -> Experiment:
+    """An experiment with what the run's manifest says of kept features and compiling: others are equal to rounding."""
+    manifest = directory.manifest or {}
+    begun = {"features_mb": manifest.get("features_mb", 0), "compile": manifest.get("compile", False)}
+    return replace(experiment, runtime=replace(experiment.runtime, **begun))
 
 
 def _resume(directory: RunDirectory, assembled: Assembled) -> Checkpoint:

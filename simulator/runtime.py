@@ -49,9 +49,14 @@ class Runtime:
             for name, value in given.items()
             if value is not None and value < least[name]
         ]
+        if self.threads is not None and self.threads > MOST_THREADS:
+            problems.append(f"threads: expected at most {MOST_THREADS}, got {self.threads!r}")
         if problems:
             raise ValueError("; ".join(problems))
 
+
+MOST_THREADS = 1024
+"""More than any processor has; torch takes what it is given."""
 
 WHERE_AND_HOW = ("device", "threads", "cohort", "stack", "compile", "features_mb", "features_disk_mb", "windows")
 """Settings of :class:`Runtime` that are no part of what an experiment is: they do not enter a run's id."""

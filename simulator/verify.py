@@ -13,7 +13,7 @@ from .config import Experiment, identity, load_resolved
 from .engine import recorded_in
 from .federation import Stopwatch, joined, run_round
 from .progress import Progress
-from .run import check_fits, measure_round, score_round
+from .run import as_begun, check_fits, measure_round, score_round
 from .rundir import RunDirectory, check_environment, environment, run_id
 from .runtime import prepare_device
 
@@ -54,10 +54,11 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     directory = RunDirectory(path)
     if directory.manifest is None:
         raise ValueError(f"{path}: expected a run directory with manifest.json")
-    experiment = load_resolved(path / "config.yaml")
+    experiment = as_begun(directory, load_resolved(path / "config.yaml"))
     device = prepare_device(experiment.runtime)
     if not allow_changed_environment:
-        check_environment(directory.manifest["environment"], environment(device))
+        last = [directory.manifest, *directory.manifest["continued"]][-1]
+        check_environment(last["environment"], environment(device))
     located = locate(experiment, data)
     _check_config(directory, experiment, located)
     number = directory.checkpoints.latest()

@@ -108,9 +108,9 @@ def settings(given: Mapping[str, Any]) -> Settings:
     words = {name: word for name, word in given.items() if word is not None and word is not False}
     quick = "quick" in words
     lists: dict[str, Any] = {"engines": QUICK_ENGINES if quick else tuple(ENGINES)}
-    lists |= {name: _names(words[name]) for name in WORDS if name in words}
+    lists |= {name: _names(name, words[name]) for name in WORDS if name in words}
     if "hospitals" in words:
-        lists["hospitals"] = tuple(_number("hospitals", word) for word in _names(words["hospitals"]))
+        lists["hospitals"] = tuple(_number("hospitals", word) for word in _names("hospitals", words["hospitals"]))
     shared: dict[str, Any] = {name: words[name] for name in ("aggregator", "augment", "precision") if name in words}
     shared |= {name: _number(name, words[name]) for name in NUMBERS if name in words}
     how: dict[str, Any] = {"threads": 1} if quick else {}  # the smallest model is fastest on one
@@ -128,8 +128,11 @@ def settings(given: Mapping[str, Any]) -> Settings:
     )
 
 
-def _names(word: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in word.split(",") if name.strip())
+def _names(option: str, word: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in word.split(",") if name.strip())
+    if not names:
+        raise ValueError(f"{option}: expected at least one, separated by commas, got {word!r}")
+    return names
 
 
 def _number(name: str, word: object) -> int:
@@ -147,16 +150,30 @@ def bench(settings: Settings, csv: Path | None = None) -> str:
         csv: Where to write all columns of all rows, after every row; None: nowhere.
 
     Raises:
-        ValueError: an unknown name, or a device that is not there.
+        ValueError: an unknown name, a device that is not there, or a file that cannot be written.
     """
     asked = list(jobs(settings))
     rows: list[Row] = []
+    if csv is not None:
+        _check_writable("--csv", csv)
+    if settings.profile is not None:
+        _check_writable("--profile", settings.profile)
     for number, job in enumerate(asked, start=1):
         print(f"[{number}/{len(asked)}] {job.title}", file=sys.stderr, flush=True)
         rows += run(job)
         if csv is not None:
             write_csv(csv, [*rows, *slopes(rows)])
     return text([*rows, *slopes(rows)])
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Raises ValueError where a file cannot be written: now, and not after hours of measuring."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option}: expected a file that can be written, got {path}: {error.strerror}") from error
 
 
 def jobs(settings: Settings) -> Iterator[Job]:
@@ -169,6 +186,7 @@ def jobs(settings: Settings) -> Iterator[Job]:
         "kernel": kernel_jobs,
     }
     settings.workloads()  # a wrong name is found before the first process starts
+    choose_device(settings.runtime.device)  # and a device that is not there
     for part in PARTS:
         if part in settings.parts:
             yield from made[part](settings)

@@ -119,7 +119,7 @@ def rows_of(job: Job) -> list[Row]:
         torch.set_num_threads(job.runtime.threads)
     try:
         rows = KINDS[job.kind](job)
-    except (ImportError, ValueError, RuntimeError, MemoryError) as error:
+    except (ImportError, ValueError, RuntimeError, MemoryError, OSError) as error:
         rows = [job.failed(_reason(error))]
     return [replace(row, **surroundings(job)) for row in rows]
 

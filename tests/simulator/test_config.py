@@ -200,6 +200,7 @@ def test_a_name_that_is_no_folder_name_is_told(name: str) -> None:
         ("seed=-1", "seed: expected a number of at least 0, got -1"),
         ("ranks={a: 0, b: 1}", "ranks: expected numbers of at least 1, got {'a': 0}"),
         ("runtime.threads=0", "runtime.threads: expected at least 1, got 0"),
+        ("runtime.threads=99999999999", "runtime.threads: expected at most 1024, got 99999999999"),
         ("runtime.device=gpu", "runtime.device: expected one of the known words, got 'gpu'"),
     ],
 )

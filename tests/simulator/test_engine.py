@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from wardround.aggregators import Ditto, FedAvg, HetLora
+from wardround.aggregators import Ditto, FedAvg, FedDyn, FedProx, HetLora, Moon, Scaffold
+from wardround.aggregators.contract import Aggregator
 from wardround.clients.methods import Full
 from wardround.clients.optimizers import SGD, Schedule
 from wardround.clients.replica import Replica
@@ -113,6 +114,14 @@ def test_turns_on_a_cpu_and_what_is_asked_for(make_federated: Make) -> None:
     for stack, most in ((2, 2), (8, 3)):  # no more than there are hospitals
         engine = choose(Runtime(cohort="stacked", stack=stack), federated, before.server)
         assert engine == Engine(cohort="stacked", stack=most, why="runtime.cohort")
+
+
+@pytest.mark.parametrize("aggregator", [Ditto(), FedDyn(), FedProx(), Moon(), Scaffold()])
+def test_rules_with_functions_of_their_own_can_share_steps(make_federated: Make, aggregator: Aggregator) -> None:
+    """They hand what differs between hospitals over in the context, whatever object the rule is."""
+    training = replace(SHORT, optimizer=SGD(lr=0.05, momentum=0.0))
+    federated, before = make_federated(aggregator, training=training)
+    assert choose(Runtime(cohort="stacked"), federated, before.server).cohort == "stacked"
 
 
 @pytest.mark.parametrize(

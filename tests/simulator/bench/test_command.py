@@ -113,3 +113,18 @@ def test_every_engine_and_part_is_in_the_help(capsys: pytest.CaptureFixture[str]
     assert ", ".join(ENGINES) in printed
     assert ",".join(PARTS) in printed
     assert "docs/performance.md" in printed
+
+
+@pytest.mark.parametrize("option", ["parts", "engines", "hospitals", "models"])
+def test_an_empty_list_is_a_mistake(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"{option}: expected at least one, separated by commas, got ','"):
+        settings({option: ","})
+
+
+def test_files_that_cannot_be_written_are_found_before_anything_is_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"--csv: expected a file .*folder: Is a directory"):
+        bench(Settings(), csv=folder)
+    with pytest.raises(ValueError, match=r"--profile: expected a file that .*folder"):
+        bench(Settings(profile=folder))
