@@ -57,9 +57,8 @@ class Replica:
         self._sizes = [self._named[name].numel() for name in layout.names]
         self.values, self._flat = self._flatten()
         self._start = torch.empty_like(self._flat)
-        self._pinned = self.device.type == "cuda"
-        on_host = self.device.type == "cpu"
-        self._staged = self._start if on_host else torch.empty_like(self._flat, device="cpu", pin_memory=self._pinned)
+        on_host, cuda = self.device.type == "cpu", self.device.type == "cuda"
+        self._staged = self._start if on_host else torch.empty_like(self._flat, device="cpu", pin_memory=cuda)
         self._origin: dict[str, tuple[Tensor, int]] = {}
         self.rank = self.max_rank
         self.prefix = model.frozen_stages(layout.names)
@@ -119,11 +118,13 @@ class Replica:
         torch.cat(padded, out=self._staged)
         if self._staged is not self._start:
             self._start.copy_(self._staged)
-        self._origin = {name: (tensors[name], tensors[name]._version) for name in self.values}
+        known = not any(value.is_inference() for value in tensors.values())  # those do not count what is written
+        self._origin = {name: (tensors[name], tensors[name]._version) for name in self.values} if known else {}
 
     def read(self) -> dict[str, Tensor]:
         """The trainable tensors on the host, at the rank they were loaded with; a copy."""
-        flat = torch.empty_like(self._staged, pin_memory=self._pinned).copy_(self._flat)
+        on_host = self._staged is self._start
+        flat = self._flat.detach().clone() if on_host else self._staged.copy_(self._flat.detach()).clone()
         parts = zip(self.values.items(), flat.split(self._sizes), strict=True)
         whole = {name: part.view(value.shape) for (name, value), part in parts}
         return whole if self.rank == self.max_rank else self.cropped(whole)

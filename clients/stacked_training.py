@@ -49,11 +49,6 @@ def unlike(phases: Sequence[Phase]) -> str | None:
     return None
 
 
-def alike(phases: Sequence[Phase]) -> bool:
-    """Whether hospitals can go through these phases, one of each, in common steps."""
-    return unlike(phases) is None
-
-
 def _same(left: object, right: object) -> bool:
     """Whether two functions of a rule do the same: methods of equal rules, and partial functions made of the same."""
     if isinstance(left, MethodType) and isinstance(right, MethodType):

@@ -30,8 +30,8 @@ Clock = Callable[[], float]
 FASTER = 0.95
 """More hospitals in a step have to take at most this share of the time per hospital: less is within the noise."""
 
-WARM_UP, TIMED = 3, 10
-"""Steps before the clock runs, and while it does."""
+TIMED = 10
+"""Steps while the clock runs. The same are taken before: what they keep of windows is then there for every size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def fastest(seconds: Callable[[int], float], most: int) -> Engine:
 
 
 def seconds_per_step(federated: Federated, server: ServerState, size: int, clock: Clock | None = None) -> float:
-    """Time of a training step of so many hospitals, on batches of the largest one; nothing of it is kept.
+    """Time of a training step of so many hospitals, on batches of the largest one.
 
     Args:
         federated: The run.
@@ -189,7 +189,7 @@ def seconds_per_step(federated: Federated, server: ServerState, size: int, clock
     now = clock or synchronised
     train = _trainer(federated, server, size)
     try:
-        train(WARM_UP)
+        train(TIMED)
         start = now()
         train(TIMED)
         return (now() - start) / TIMED

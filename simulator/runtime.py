@@ -72,6 +72,7 @@ def prepare_device(runtime: Runtime) -> torch.device:
         torch.set_num_threads(runtime.threads)
     torch.backends.cudnn.benchmark = not runtime.deterministic
     torch.backends.cudnn.deterministic = runtime.deterministic
+    torch.backends.cudnn.allow_tf32 = False  # fp32 has 23 bits behind the point, also in a convolution
     return choose_device(runtime.device)
 
 

@@ -78,7 +78,8 @@ def _engine(job: Job) -> list[Row]:
     row = measure(job.engine, job.workload, job.runtime, job.repetitions, profile)
     if job.engine != "ours":
         return [row]
-    return [replace(row, cohort=job.runtime.cohort, stack=job.runtime.stack, features_mb=job.runtime.features_mb)]
+    stack = job.runtime.stack if job.runtime.cohort == "stacked" else 1
+    return [replace(row, cohort=job.runtime.cohort, stack=stack, features_mb=job.runtime.features_mb)]
 
 
 def _kernel(job: Job) -> list[Row]:
@@ -128,7 +129,7 @@ def surroundings(job: Job) -> dict[str, Any]:
     """The columns that say where and when."""
     device = choose_device(job.runtime.device)
     return {
-        "compile": job.runtime.compile,
+        "compile": job.runtime.compile and job.engine not in ("naive", "flower", "bare"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -19,7 +19,6 @@ from wardround.simulator.checkpoint import Checkpoint
 from wardround.simulator.config import load_experiment
 from wardround.simulator.engine import (
     TIMED,
-    WARM_UP,
     Engine,
     asked_for,
     choose,
@@ -100,7 +99,7 @@ def test_steps_are_timed_after_the_warm_up(make_federated: Make, size: int) -> N
 
     replica.begin = counted
     assert seconds_per_step(federated, before.server, size, clock) == 1.0
-    assert read == [WARM_UP, WARM_UP + TIMED]
+    assert read == [TIMED, 2 * TIMED]
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
