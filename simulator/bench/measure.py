@@ -65,7 +65,8 @@ def measure(
         values |= prepared.facts()
     finally:
         prepared.close()
-    return Row(section="engines", engine=engine, repetitions=repetitions, **described(workload), **values)
+    about = {**described(workload), **values}  # an engine may know better: Flower averages, whatever was asked for
+    return Row(section="engines", engine=engine, repetitions=repetitions, **about)
 
 
 def described(workload: Workload) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from wardround.simulator.bench import ENGINES, bare
 from wardround.simulator.bench.measure import measure
 from wardround.simulator.bench.rows import Row
-from wardround.simulator.bench.workload import Workload
+from wardround.simulator.bench.workload import Workload, materials
 from wardround.simulator.runtime import Runtime
 
 SMALL = Workload(hospitals=2, image_size=16, batch_size=2, rank=2, steps=2)
@@ -50,3 +51,15 @@ def test_a_trace_of_a_round_is_written(tmp_path: Path) -> None:
     measure("ours", SMALL, RUNTIME, 1, tmp_path / "below" / "trace.json")
     names = {event.get("name") for event in json.loads((tmp_path / "below" / "trace.json").read_text())["traceEvents"]}
     assert "aten::addmm" in names
+
+
+def test_what_an_engine_says_of_itself_stands_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower averages the factors, whatever aggregator was asked for."""
+
+    class Averaging(bare.Bare):
+        def facts(self) -> dict[str, str | float]:
+            return {"aggregator": "fedavg", "peak_host_mb": 5.0}
+
+    monkeypatch.setitem(ENGINES, "averaging", lambda work, _, device: Averaging(materials(work, device)))
+    row = measure("averaging", SMALL, RUNTIME, 1)
+    assert (row.aggregator, row.peak_host_mb, row.method) == ("fedavg", 5.0, "flap_sam")
