@@ -6,11 +6,12 @@ loss, backward, step. No download, no update, no check, no aggregation: every ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from ...clients.losses import segmentation_loss
+from ...clients.sam import SamNet
 from ..runtime import Runtime
 from .workload import Materials, Workload, materials
 
@@ -43,17 +44,7 @@ class Bare:
         with torch.no_grad():
             for value, start in zip(self.trained, self.start, strict=True):
                 value.copy_(start)
-        settings = self.made.training.optimizer
-        optimizer, losses = settings.build(self.trained), []
-        for images, labels in self.made.batches(hospital, self.number):
-            with self.made.autocast():
-                logits = self.model(images.flatten(0, 1)[:, None].to(self.made.dtype), images.shape[1])
-            loss = segmentation_loss(logits, labels.flatten(0, 1))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        return losses
+        return descend(self.made, self.model, self.trained, self.made.batches(hospital, self.number))
 
     def idle(self) -> None:
         """Nothing: there is no engine."""
@@ -68,6 +59,25 @@ class Bare:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+def descend(
+    made: Materials,
+    model: SamNet,
+    trained: Sequence[torch.Tensor],
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+) -> list[torch.Tensor]:
+    """The plain loop over batches of images and labels (b, D, H, W), with a fresh optimizer: the loss of every step."""
+    optimizer, losses = made.training.optimizer.build(trained), []
+    for images, labels in batches:
+        with made.autocast():
+            logits = model(images.flatten(0, 1)[:, None].to(made.dtype), images.shape[1])
+        loss = segmentation_loss(logits, labels.flatten(0, 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses
 
 
 def prepare(workload: Workload, runtime: Runtime, device: torch.device) -> Bare:

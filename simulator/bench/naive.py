@@ -30,9 +30,8 @@ from torch import Tensor
 
 from ...aggregators.arithmetic import unfolded, weighted_mean
 from ...aggregators.contract import ClientUpdate, Pair, Tensors
-from ...clients.losses import segmentation_loss
-from ...clients.sam import SamNet
 from ..runtime import Runtime
+from .bare import descend
 from .kernel import through_randomised
 from .workload import Materials, Workload, materials
 
@@ -84,21 +83,9 @@ class Naive:
     def _visit(self, hospital: str, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """One hospital's part of a round: the losses of its steps, on the device."""
         local = copy.deepcopy(self.model)
-        losses = self._train(local, batches)
+        trained = [parameter for parameter in local.parameters() if parameter.requires_grad]
+        losses = descend(self.made, local, trained, batches)
         torch.save(local.state_dict(), self._path(hospital))
-        return losses
-
-    def _train(self, model: SamNet, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer, losses = self.made.training.optimizer.build(parameters), []
-        for images, labels in batches:
-            with self.made.autocast():
-                logits = model(images.flatten(0, 1)[:, None].to(self.made.dtype), images.shape[1])
-            loss = segmentation_loss(logits, labels.flatten(0, 1))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
         return losses
 
     def _aggregate(self) -> None:
