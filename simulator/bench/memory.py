@@ -13,13 +13,12 @@ import ctypes
 import gc
 import resource
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from ..federation import num_bytes
 from ..runtime import Runtime, prepare_device
 from .rows import Row
 from .workload import Workload, materials
@@ -99,11 +98,6 @@ def host_memory(workload: Workload, runtime: Runtime) -> Row:
         growth_mb=(seen[-1] - seen[1]) / (ROUNDS - 2),
         peak_host_mb=peak_host_mb(),
     )
-
-
-def num_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of tensors."""
-    return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
 def device_memory(workload: Workload, runtime: Runtime) -> Row:
