@@ -9,7 +9,7 @@ Legend: b windows, D slices of a window, H rows, W columns, C classes, R rank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -297,8 +297,7 @@ class Replica:
         """Features of what :meth:`begin` gave, under other trainable tensors (at full rank, on the device)."""
         stages = range(self.prefix, self.model.num_stages)
         with self.autocast():
-            inputs = (hidden, depth, stages)
-            embedding: Tensor = functional_call(_Encoder(self.model), _below("model", tensors), inputs)
+            embedding = Part(self.model, self.model.through).under(tensors, hidden, depth, stages)
         return self.model.pool(embedding)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -308,16 +307,25 @@ class Replica:
         return nullcontext()
 
 
-class _Encoder(nn.Module):
-    """The encoder of a model as a module of its own, because functional_call runs ``forward``."""
+class Part(nn.Module):
+    """A function of a network that can run with other tensors; a module, because functional_call runs ``forward``.
 
-    def __init__(self, model: SamNet) -> None:
+    Args:
+        model: The network.
+        run: One of its methods.
+    """
+
+    def __init__(self, model: SamNet, run: Callable[..., Tensor]) -> None:
         super().__init__()
         self.model = model
+        self.run = run
 
-    def forward(self, hidden: Tensor, depth: int, stages: range) -> Tensor:
-        return self.model.through(hidden, depth, stages)
+    def forward(self, *inputs: object) -> Tensor:
+        """What the method gives."""
+        return self.run(*inputs)
 
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+    def under(self, tensors: Tensors, *inputs: object) -> Tensor:
+        """The same with other values of the network's tensors, by name. No tensor of it has two names."""
+        below = {f"model.{name}": value for name, value in tensors.items()}
+        outputs: Tensor = functional_call(self, below, inputs, tie_weights=False)
+        return outputs

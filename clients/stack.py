@@ -15,17 +15,16 @@ R rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..aggregators.contract import Tensors
 from .grouped import GROUPED, make_grouped
 from .lora import AdaptedLinear, Adapter, LoRA
 from .lora_sb import Core
-from .replica import Replica
+from .replica import Part, Replica
 from .sam import SamNet
 
 _OUR_OWN = (Adapter, AdaptedLinear, Core, nn.Embedding)
@@ -78,8 +77,8 @@ class Stack:
         self._staged = torch.zeros(self._storage.shape, dtype=replica.dtype, pin_memory=pinned)
         self._views = self._shaped(list(self._sizes), self._storage)
         self._scales = _Scales(replica, size)
-        self._through = _Part(replica.model, replica.model.through)
-        self._decode = _Part(replica.model, replica.model.decode)
+        self._through = Part(replica.model, replica.model.through)
+        self._decode = Part(replica.model, replica.model.decode)
 
     @property
     def count(self) -> int:
@@ -98,7 +97,7 @@ class Stack:
             raise ValueError(f"expected 1 to {self.size} hospitals in a stack, got {len(hospitals)}")
         self.ranks = tuple(self.replica.rank_of(tensors) for tensors in hospitals)
         for k, tensors in enumerate(hospitals):
-            padded = [self.widened(k, name, tensors[name]) for name in self._sizes]
+            padded = [self.replica.widened(name, tensors[name]) for name in self._sizes]
             torch.cat([value.to("cpu", self._staged.dtype).flatten() for value in padded], out=self._staged[k])
         self._storage[: self.count].copy_(self._staged[: self.count])
         self._scales.set(self.ranks)
@@ -128,10 +127,6 @@ class Stack:
     def narrowed(self, k: int, name: str, value: Tensor) -> Tensor:
         """A view of a tensor at full rank, cut to the rank of hospital k."""
         return self.replica.narrowed_to(self.ranks[k], name, value)
-
-    def widened(self, k: int, name: str, value: Tensor) -> Tensor:
-        """A tensor of hospital k, padded with zeros to full rank."""
-        return self.replica.widened(name, value)
 
     def _used(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name not in self.replica.unused]
@@ -170,14 +165,12 @@ class Stack:
         """Features (k * b * D, width) of what :meth:`.Replica.begin` gave, under other trainable tensors."""
         return self.replica.model.pool(self.proceed(hidden, depth, tensors))
 
-    def _call(self, part: _Part, tensors: Tensors, *inputs: object) -> Tensor:
+    def _call(self, part: Part, tensors: Tensors, *inputs: object) -> Tensor:
         k = len(next(iter(tensors.values()))) if tensors else self.count
         held = {name: self._views[name][:k] for name in self._used(self._sizes)}
         values = {**held, **self._scales.of_first(k), **tensors}
-        below = {f"model.{name}": value for name, value in values.items()}
         with self.replica.autocast():
-            outputs: Tensor = functional_call(part, below, inputs, tie_weights=False)
-        return outputs
+            return part.under(values, *inputs)
 
 
 class _Scales:
@@ -200,15 +193,3 @@ class _Scales:
     def of_first(self, k: int) -> dict[str, Tensor]:
         """(k,) by name, for the first k hospitals."""
         return {name: self._values[settings][:k] for name, settings in self._settings.items()}
-
-
-class _Part(nn.Module):
-    """A function of the network as a module of its own, because functional_call runs ``forward``."""
-
-    def __init__(self, model: SamNet, run: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.run = run
-
-    def forward(self, *inputs: object) -> Tensor:
-        return self.run(*inputs)

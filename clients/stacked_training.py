@@ -343,9 +343,9 @@ class _Hooks:
 
     def _padded(self, hospitals: Sequence[Tensors]) -> ByName:
         """Tensors of all hospitals by name, padded to full rank and stacked, on the device."""
-        place, widened = self.stack.replica.place, self.stack.widened
+        place, widened = self.stack.replica.place, self.stack.replica.widened
         return {
-            name: _stacked([widened(row, name, tensors[name]) for row, tensors in enumerate(hospitals)], place)
+            name: _stacked([widened(name, tensors[name]) for tensors in hospitals], place)
             for name in hospitals[0]
         }
 
@@ -384,7 +384,7 @@ class _Hooks:
 
         def of_one(row: int, own: Tensors, context: Tensors) -> ByName:
             found = correct(self._narrowed(row, own), context)
-            return {name: self.stack.widened(row, name, value) for name, value in found.items()}
+            return {name: self.stack.replica.widened(name, value) for name, value in found.items()}
 
         return {**gradients, **self._each(of_one, k, self.one_rank, gradients)}
 

@@ -259,7 +259,7 @@ def test_a_value_is_cut_to_and_padded_from_the_rank_of_its_hospital(make_replica
     A, B = torch.ones(4, 32), torch.ones(32, 4)
     assert [stack.narrowed(k, pair.A, A).shape[0] for k in range(3)] == [2, 4, 1]
     assert [stack.narrowed(k, pair.B, B).shape[1] for k in range(3)] == [2, 4, 1]
-    assert stack.widened(0, pair.A, A[:2]).sum(1).tolist() == [32, 32, 0, 0]
+    assert stack.replica.widened(pair.A, A[:2]).sum(1).tolist() == [32, 32, 0, 0]
 
 
 def test_features_under_other_tensors_are_those_of_the_replica(make_replica: MakeReplica) -> None:
