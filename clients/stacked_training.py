@@ -344,10 +344,7 @@ class _Hooks:
     def _padded(self, hospitals: Sequence[Tensors]) -> ByName:
         """Tensors of all hospitals by name, padded to full rank and stacked, on the device."""
         place, widened = self.stack.replica.place, self.stack.replica.widened
-        return {
-            name: _stacked([widened(name, tensors[name]) for tensors in hospitals], place)
-            for name in hospitals[0]
-        }
+        return {name: _stacked([widened(name, tensors[name]) for tensors in hospitals], place) for name in hospitals[0]}
 
     def penalties(self, tensors: Tensors, k: int) -> Tensor:
         """(k,) penalties."""
