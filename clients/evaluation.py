@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ class Evaluation:
         predictions: Save the label maps of the last round as NIfTI files.
         regions: Unions of classes that get a Dice of their own, ``dice_region/<name>``, with ``dice_regions`` their
             mean; FLamby scores Fed-KiTS19 by ``{kidney_and_tumour: [kidney, tumour], tumour: [tumour]}``.
+        test: When test volumes (and those of unseen sites) are scored: whenever an evaluation is ``due``, or after the
+            ``last`` round only, when everything else is done; a run can then be held back before.
+        cross_site: After the last round, also score every hospital's model on the test volumes of all the others.
     """
 
     every: int | None = None
@@ -51,6 +55,8 @@ class Evaluation:
     surface_tolerance_mm: float = 1.0
     predictions: bool = True
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    test: Literal["due", "last"] = "due"
+    cross_site: bool = False
 
     def __post_init__(self) -> None:
         problems = []

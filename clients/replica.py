@@ -165,10 +165,13 @@ class Replica:
         if touched and not self._prefix_weights().keys().isdisjoint(touched):
             self._prefix_hash = None
         for name in self._pristine.keys() - base.keys():
-            self._named[name].data.copy_(self._pristine.pop(name))
+            self._named[name].data = self._pristine.pop(name)
         for name, change in base.items():
             weight = self._frozen(name, change)
-            pristine = self._pristine.setdefault(name, weight.detach().to("cpu", copy=True))
+            if name not in self._pristine:
+                self._pristine[name] = weight.data  # the model may share it with others: it is put aside, not written
+                weight.data = torch.empty_like(weight)
+            pristine = self._pristine[name]
             weight.data.copy_(pristine + change.to(pristine))
 
     @property

@@ -31,7 +31,7 @@ from transformers.models.sam.modeling_sam import (
     SamVisionSdpaAttention,
 )
 
-from ..aggregators.contract import Streams
+from ..aggregators.contract import Streams, Tensors
 from . import sam_weights
 from .grouped import per_image, together
 from .slice_adapter import SliceLayer
@@ -343,18 +343,33 @@ class Sam:
         if problems:
             raise ValueError("; ".join(problems))
 
-    def build(self, num_classes: int, rng: Streams) -> SamNet:
+    def pretrained(self, num_classes: int) -> Tensors:
+        """The tensors of the network that its weights give a value, by name, on the CPU, fp32; none for ``random``.
+
+        Args:
+            num_classes: C, foreground classes, >= 1.
+
+        Raises:
+            ValueError: the weights are absent, damaged or of another model.
+        """
+        if self.weights == "random":
+            return {}
+        return sam_weights.load(self.weights, self.build_meta(num_classes), self.heads, SIZES)
+
+    def build(self, num_classes: int, rng: Streams, pretrained: Tensors | None = None) -> SamNet:
         """The network with its weights, on the CPU, fp32, no parameter requiring a gradient.
 
         Args:
             num_classes: C, foreground classes, >= 1.
             rng: Streams of initial values; a tensor called ``name`` is drawn from ``rng(name)`` alone.
+            pretrained: What :meth:`pretrained` gave, on any device: the network then holds these tensors themselves.
+                None: they are read.
 
         Raises:
             ValueError: the weights are absent, damaged or of another model.
         """
         net = self.build_meta(num_classes)
-        loaded = {} if self.weights == "random" else sam_weights.load(self.weights, net, self.heads, SIZES)
+        loaded = self.pretrained(num_classes) if pretrained is None else pretrained
         fresh = {name: draw() for name, draw in _initial_values(net, rng) if name not in loaded}
         net.load_state_dict({**loaded, **fresh}, assign=True)
         return net.requires_grad_(False).eval()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..aggregators.contract import HospitalInfo, ServerState, Setting
+from ..aggregators.contract import HospitalInfo, Phase, ServerState, Setting, Tensors
 from ..clients.batches import Source
 from ..clients.evaluation import source_of
 from ..clients.features import Features
@@ -26,14 +26,17 @@ from ..datasets.fingerprints import file_hash
 from ..datasets.windows import HospitalWindows, PreparedVolume, Windows
 from .assessment import Assessor
 from .attacks import poisoned
+from .builder import resolve
 from .checkpoint import Checkpoint
 from .cohort import Hospital, Outsider
 from .federation import Federated, initial_memories
 from .placement import place_windows
 from .progress import counting
 from .randomness import streams
-from .results import COMMON
+from .resident import Resident
+from .results import COMMON, POOLED
 from .runtime import Runtime
+from .sampling import Cohort, draw, drop
 from .stages import check_stages
 from .weights import check_rule, rule_of
 
@@ -55,38 +58,66 @@ class Located:
 class Assembled:
     """Everything a run needs, ready for round 1."""
 
+    experiment: Experiment
     federated: Federated
     assessor: Assessor
     features: Features
     initial: Checkpoint
 
 
-def locate(experiment: Experiment, data: Path | None) -> Located:
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The volumes of an experiment, ready to train and to be scored.
+
+    Args:
+        hospitals: Those that train, with their windows where batches are cut out, by name, sorted. Their ranks are not
+            set.
+        outsiders: Volumes that are scored and belong to none of them.
+        sizes: Training windows of every hospital of the federation, also where they are pooled.
+    """
+
+    hospitals: Mapping[str, Hospital]
+    outsiders: tuple[Outsider, ...]
+    sizes: Mapping[str, int]
+
+
+def locate(experiment: Experiment, data: Path | None, resident: Resident | None = None) -> Located:
     """Finds, splits and hashes the data of an experiment, and hashes its weights.
 
     Args:
         experiment: The experiment.
         data: Folder of the data, None for the data set's own default.
+        resident: What runs of this process share.
 
     Raises:
         ValueError: the folder is missing or holds something else, or the cohort is larger than the federation.
     """
+    shared = resident or Resident()
+    key = (data, *map(resolve, (experiment.data, experiment.split)), experiment.split_seed)
+    found = shared.once("cases", key, partial(_find_cases, experiment, data))
+    experiment.evaluation.check(found.federation.classes)
+    experiment.cohort.check(len(found.federation.hospitals))
+    return replace(found, weights_hash=experiment.model.weights_hash())
+
+
+def _find_cases(experiment: Experiment, data: Path | None) -> Located:
+    """The cases, without the hash of the weights."""
     root = experiment.data.locate(data)
     pool = experiment.data.pool(root)
     facts = preparation_of(experiment, len(pool.classes)).facts
     federation = experiment.split.federation(pool, root, streams(experiment.split_seed, "split"), facts)
-    experiment.evaluation.check(federation.classes)
-    experiment.cohort.check(len(federation.hospitals))
     hashes = {path: file_hash(path) for _, _, case in all_cases(federation) for path in case.files}
-    return Located(
-        federation=federation,
-        file_hashes=hashes,
-        data_hash=_data_hash(federation, hashes),
-        weights_hash=experiment.model.weights_hash(),
-    )
+    return Located(federation=federation, file_hashes=hashes, data_hash=_data_hash(federation, hashes), weights_hash="")
 
 
-def assemble(experiment: Experiment, located: Located, device: torch.device, *, quiet: bool = True) -> Assembled:
+def assemble(
+    experiment: Experiment,
+    located: Located,
+    device: torch.device,
+    *,
+    quiet: bool = True,
+    resident: Resident | None = None,
+) -> Assembled:
     """Prepares the volumes, builds the model and initialises the algorithm.
 
     Args:
@@ -94,31 +125,26 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
         located: Its cases.
         device: Where to compute.
         quiet: No progress bar while volumes are prepared.
+        resident: What runs of this process share.
 
     Raises:
         ValueError: a volume is bad, the weights do not fit, or the algorithm cannot work in this setting.
     """
-    replica = build_replica(experiment, len(located.federation.classes), device, tuple(located.federation.hospitals))
+    shared = resident or Resident()
+    num_classes = len(located.federation.classes)
+    replica = build_replica(experiment, num_classes, device, tuple(located.federation.hospitals), shared)
     if experiment.runtime.compile:
         replica.compile()
-    preparation = preparation_of(experiment, len(located.federation.classes))
-    with counting("preparing", quiet=quiet) as announce:
-        preparation.prepare_all([case for _, _, case in all_cases(located.federation)], announce)
-    for _, _, case in all_cases(located.federation):
-        check_unchanged(case, located.file_hashes)
-    hospitals = {
-        name: _hospital(experiment, name, cases, preparation)
-        for name, cases in sorted(located.federation.hospitals.items())
-    }
-    hospitals = place_windows(hospitals, device, experiment.runtime.windows)
+    prepared = _prepared(experiment, located, device, quiet, shared)
+    hospitals = {name: _ranked(experiment, hospital) for name, hospital in prepared.hospitals.items()}
     federated = Federated(
         aggregator=experiment.aggregator,
-        workplace=Workplace(replica=replica, training=experiment.training, augment=experiment.augment),
+        workplace=Workplace(replica=replica, training=_training(experiment, prepared), augment=experiment.augment),
         hospitals=hospitals,
         weights=experiment.weights.weights([hospital.info for hospital in hospitals.values()]),
-        cohort=experiment.cohort,
+        cohort=Cohort() if experiment.pooled else experiment.cohort,
         seed=experiment.seed,
-        outsiders=tuple(_outsiders(located.federation, preparation)),
+        outsiders=prepared.outsiders,
         rule=rule_of(experiment.weights),
         stages=experiment.stages,
     )
@@ -135,6 +161,7 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
     check_stages(federated, server)
     check_rule(federated.rule, federated.aggregator, server.setting)
     return Assembled(
+        experiment=experiment,
         federated=federated,
         assessor=assessor,
         features=features,
@@ -142,20 +169,137 @@ def assemble(experiment: Experiment, located: Located, device: torch.device, *, 
     )
 
 
+def _prepared(
+    experiment: Experiment, located: Located, device: torch.device, quiet: bool, shared: Resident
+) -> Prepared:
+    """The volumes, which several runs share; their files are those that were located, every time."""
+    parts = (experiment.data, experiment.windows, experiment.stages.attack)
+    where = (device, experiment.runtime.windows)
+    key = (located.data_hash, *map(resolve, parts), experiment.model.image_size, experiment.pooled, where)
+    prepared = shared.once("windows", key, partial(prepare, experiment, located, device, quiet=quiet))
+    for _, _, case in all_cases(located.federation):
+        check_unchanged(case, located.file_hashes)
+    return prepared
+
+
+def prepare(experiment: Experiment, located: Located, device: torch.device, *, quiet: bool = True) -> Prepared:
+    """Reads what is not in the cache yet, cuts windows, and brings them where batches are made.
+
+    Raises:
+        ValueError: a volume is bad.
+    """
+    federation = located.federation
+    preparation = preparation_of(experiment, len(federation.classes))
+    with counting("preparing", quiet=quiet) as announce:
+        preparation.prepare_all([case for _, _, case in all_cases(federation)], announce)
+    hospitals = {
+        name: _hospital(experiment, name, cases, preparation) for name, cases in sorted(federation.hospitals.items())
+    }
+    sizes = {name: len(hospital.train) for name, hospital in hospitals.items()}
+    outsiders = tuple(_outsiders(federation, preparation))
+    if experiment.pooled:
+        outsiders = (*_scored_apart(hospitals), *outsiders)
+        hospitals = {POOLED: _pool(hospitals, experiment.windows)}
+    return Prepared(
+        hospitals=place_windows(hospitals, device, experiment.runtime.windows), outsiders=outsiders, sizes=sizes
+    )
+
+
+def _pool(hospitals: Mapping[str, Hospital], windows: Windows) -> Hospital:
+    """One hospital with the training windows of all, and nothing to be scored on."""
+    volumes = [volume for hospital in hospitals.values() for volume in hospital.train.volumes]
+    train = HospitalWindows(volumes, windows)
+    info = HospitalInfo(name=POOLED, num_examples=len(train), rank=None)
+    return Hospital(info=info, train=train, validation=(), test=())
+
+
+def _scored_apart(hospitals: Mapping[str, Hospital]) -> Iterator[Outsider]:
+    """The volumes that hospitals are scored on, under their own names."""
+    for name, hospital in hospitals.items():
+        if hospital.validation:
+            yield Outsider(name=name, split="validation", volumes=hospital.validation)
+        if hospital.test:
+            yield Outsider(name=name, split="test", volumes=hospital.test)
+
+
+def _training(experiment: Experiment, prepared: Prepared) -> Training:
+    """How hospitals train; where they are pooled, with as many steps as all of them would take."""
+    if not experiment.pooled:
+        return experiment.training
+    return pooled_training(experiment, prepared.sizes)
+
+
+def pooled_training(experiment: Experiment, sizes: Mapping[str, int]) -> Training:
+    """The training of one model on all cases: per round the steps of a mean round of the federation, all hospitals.
+
+    The learning rate goes through its schedule in the same number of rounds: warm-up and horizon are stretched by the
+    ratio of the pooled steps to those of a hospital, the mean over the hospitals.
+
+    Args:
+        experiment: The run; its cohorts are those that the federation would draw.
+        sizes: Training windows of every hospital.
+    """
+    training, whole = experiment.training, Phase(train=())
+    steps = {name: training.num_steps(whole, size) for name, size in sizes.items()}
+    per_round = round(sum(_taken(experiment, steps)) / max(1, experiment.rounds)) or 1
+    stretch = per_round * len(steps) / sum(steps.values())
+    schedule = training.schedule
+    horizon = schedule.horizon_steps
+    if schedule.horizon_epochs is not None:  # of a hospital, the mean, in its steps
+        per_epoch = sum(training.steps_per_epoch(size) for size in sizes.values()) / len(sizes)
+        horizon = round(schedule.horizon_epochs * per_epoch)
+    return replace(
+        training,
+        steps=per_round,
+        schedule=replace(
+            schedule,
+            warmup_steps=round(schedule.warmup_steps * stretch),
+            horizon_epochs=None,
+            horizon_steps=None if horizon is None else max(1, round(horizon * stretch)),
+        ),
+    )
+
+
+def _taken(experiment: Experiment, steps: Mapping[str, int]) -> Iterator[int]:
+    """The steps of every hospital that finishes a round, round after round."""
+    for number in range(1, experiment.rounds + 1):
+        drawn = draw(experiment.cohort, list(steps), streams(experiment.seed, "cohort", number))
+        dropped = drop(experiment.cohort, drawn, streams(experiment.seed, "drop", number))
+        yield from (steps[name] for name in drawn if name not in dropped)
+
+
 def build_replica(
-    experiment: Experiment, num_classes: int, device: torch.device, hospitals: Sequence[str] = ()
+    experiment: Experiment,
+    num_classes: int,
+    device: torch.device,
+    hospitals: Sequence[str] = (),
+    resident: Resident | None = None,
 ) -> Replica:
     """The model with its adapters, at the largest rank of the federation, on the device.
+
+    Weights that were read are there once for all runs that share ``resident``; what a run trains is its own.
 
     Raises:
         ValueError: ``ranks`` names an unknown hospital, or the method has no rank.
     """
     rng = streams(experiment.seed, "init")
     method = _at_largest_rank(experiment.method, experiment.ranks, hospitals)
-    model = experiment.model.build(num_classes, rng)
+    base = _base(experiment, num_classes, device, resident or Resident())
+    model = experiment.model.build(num_classes, rng, base)
     layout = method.attach(model)
     method.initialise(model, rng)
     return Replica(model, layout, device=device, precision=experiment.training.precision)
+
+
+def _base(experiment: Experiment, num_classes: int, device: torch.device, shared: Resident) -> Tensors:
+    """The weights of the base that were read from somewhere, on the device."""
+    model = experiment.model
+    dtype = torch.float64 if experiment.training.precision == "fp64" else torch.float32
+
+    def load() -> Tensors:
+        return {name: value.to(device, dtype) for name, value in model.pretrained(num_classes).items()}
+
+    return shared.once("base", (resolve(model), model.weights_hash(), num_classes, device, dtype), load)
 
 
 def _at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequence[str]) -> Method:
@@ -184,14 +328,19 @@ def preparation_of(experiment: Experiment, num_classes: int) -> Preparation:
 def _hospital(experiment: Experiment, name: str, cases: Cases, preparation: Preparation) -> Hospital:
     windows = HospitalWindows(_loaded(preparation, cases.train), experiment.windows)
     train = poisoned(experiment.stages.attack, name, windows, preparation.num_classes)
-    method = experiment.method
-    rank = experiment.ranks.get(name, method.lora.rank) if isinstance(method, LowRank) else None
     return Hospital(
-        info=HospitalInfo(name=name, num_examples=len(train), rank=rank),
+        info=HospitalInfo(name=name, num_examples=len(train), rank=None),
         train=train,
         validation=_loaded(preparation, cases.validation),
         test=_loaded(preparation, cases.test),
     )
+
+
+def _ranked(experiment: Experiment, hospital: Hospital) -> Hospital:
+    """The hospital with the rank it has in this experiment."""
+    name, method = hospital.info.name, experiment.method
+    rank = experiment.ranks.get(name, method.lora.rank) if isinstance(method, LowRank) else None
+    return replace(hospital, info=replace(hospital.info, rank=rank))
 
 
 def _outsiders(federation: Federation, preparation: Preparation) -> Iterator[Outsider]:

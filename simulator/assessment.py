@@ -26,7 +26,13 @@ from .checkpoint import Checkpoint
 from .federation import Federated, Rows, metric_row
 from .files import file_stem, write_bytes
 from .progress import Progress
-from .results import mean
+from .results import UNSEEN, mean
+
+SPLITS = ("validation", "test", UNSEEN)
+"""What volumes are for."""
+
+HELD_SPLITS = ("test", UNSEEN)
+"""The splits that wait where something is selected: nothing of them may be known before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +116,7 @@ def assess(
     *,
     final: bool,
     keepsakes: Keepsakes | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> Rows:
     """Metric and case rows of every hospital and of every outsider; also shows the mean test Dice.
 
@@ -120,6 +127,7 @@ def assess(
         progress: Shows the result.
         final: Also HD95 and surface Dice, and that all files are still those that the run began with.
         keepsakes: What to write, for the last round.
+        splits: What is scored.
 
     Raises:
         ValueError: in the last round, a file has changed.
@@ -128,7 +136,7 @@ def assess(
     place = federated.workplace
     place.replica.set_base(checkpoint.server.base)
     test_dice = []
-    for model, subjects in _by_model(federated, checkpoint):
+    for model, subjects in _by_model(federated, checkpoint, splits):
         if final:
             _check_files(assessor, subjects)
         place.replica.load(model)
@@ -138,15 +146,18 @@ def assess(
             of_subject = islice(scored, len(subject.volumes))
             summary = _record(assessor, checkpoint.round, subject, of_subject, keepsakes, rows)
             test_dice += [summary["dice"]] if subject.split == "test" else []
-    progress.dice(mean(test_dice))
+    if test_dice:
+        progress.dice(mean(test_dice))
     return rows
 
 
-def _by_model(federated: Federated, checkpoint: Checkpoint) -> Iterator[tuple[Tensors, list[_Subject]]]:
+def _by_model(
+    federated: Federated, checkpoint: Checkpoint, splits: Sequence[str]
+) -> Iterator[tuple[Tensors, list[_Subject]]]:
     """All that is scored, in order, together where the model that is deployed stays the same from one to the next."""
     model: Tensors = {}
     together: list[_Subject] = []
-    for tensors, subject in _deployments(federated, checkpoint):
+    for tensors, subject in _deployments(federated, checkpoint, splits):
         if together and not _equal(tensors, model):
             yield model, together
             together = []
@@ -156,16 +167,24 @@ def _by_model(federated: Federated, checkpoint: Checkpoint) -> Iterator[tuple[Te
         yield model, together
 
 
-def _deployments(federated: Federated, checkpoint: Checkpoint) -> Iterator[tuple[Tensors, _Subject]]:
+def _deployments(
+    federated: Federated, checkpoint: Checkpoint, splits: Sequence[str]
+) -> Iterator[tuple[Tensors, _Subject]]:
     """What is scored, with the model that is deployed there."""
     deploy, server = federated.aggregator.deploy, checkpoint.server
     for name, hospital in federated.hospitals.items():
-        splits = (("validation", hospital.validation), ("test", hospital.test))
-        subjects = [_Subject(name=name, split=split, volumes=volumes) for split, volumes in splits if volumes]
+        own = {"validation": hospital.validation, "test": hospital.test}
+        subjects = [
+            _Subject(name=name, split=split, volumes=volumes)
+            for split, volumes in own.items()
+            if volumes and split in splits
+        ]
         if subjects:
             model = deploy(server, hospital.info, checkpoint.memories[name].tensors)
             yield from ((model, subject) for subject in subjects)
     for outsider in federated.outsiders:
+        if outsider.split not in splits:
+            continue
         subject = _Subject(name=outsider.name, split=outsider.split, volumes=outsider.volumes)
         yield deploy(server, None, {}), subject
 

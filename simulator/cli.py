@@ -102,10 +102,36 @@ def _run(args: argparse.Namespace) -> int:
     return OK
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    from .plan import make_plan
+    from .sweep import How, run_sweep
+
+    file = _experiments(args)
+    device = [] if args.device is None else [f"runtime.device={args.device}"]
+    plan = make_plan(args.sweep, file, [*args.set, *device])
+    how = How(
+        data=args.data,
+        out=args.out,
+        quiet=args.quiet,
+        images=not args.no_images,
+        allow_changed_environment=args.allow_changed_environment,
+        experiments_file=_called(file),
+    )
+    outcome = run_sweep(plan, how, args.shard)
+    print(f"\nsweep:  {outcome.path}\nreport: {outcome.report}")
+    return DIFFERENT if outcome.failed else OK
+
+
 def _report(args: argparse.Namespace) -> int:
     from .report import write_report
+    from .sweep_records import PLAN, SweepRecords
+    from .sweep_report import write_sweep_report
 
-    print(write_report(args.run, images=not args.no_images, out=args.out))
+    images = not args.no_images
+    if (args.run / PLAN).is_file():
+        print(write_sweep_report(SweepRecords.load(args.run), images=images, out=args.out))
+    else:
+        print(write_report(args.run, images=images, out=args.out))
     return OK
 
 
@@ -222,7 +248,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _run_arguments(_command(commands, "run", _run, "run an experiment, or go on with it", "run quickstart"))
-    _report_arguments(_command(commands, "report", _report, "write a run's HTML page", "report runs/quickstart/ID"))
+    _sweep_arguments(
+        _command(commands, "sweep", _sweep, "run what a sweep compares, and compare it", "sweep sweep-tiny")
+    )
+    _report_arguments(
+        _command(commands, "report", _report, "write the HTML page of a run or sweep", "report runs/quickstart/ID")
+    )
     _verify_arguments(
         _command(commands, "verify", _verify, "repeat a run's last round and compare", "verify runs/quickstart/ID")
     )
@@ -326,6 +357,29 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record-updates", action="store_true", help="keep every round's updates, for replay")
     _environment_argument(parser)
     parser.set_defaults(interrupted="interrupted; the same command goes on after the last finished round")
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", metavar="NAME", help="a sweep from `wardround list`")
+    parser.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N parts, for several processes"
+    )
+    _data_argument(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
+    _set_argument(parser)
+    _experiments_argument(parser)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (auto)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the reports")
+    _environment_argument(parser)
+    parser.set_defaults(interrupted="interrupted; the same command goes on after the last finished round")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, such as 2/8, got {text!r}")
+    return int(number), int(of)
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,16 +31,17 @@ class Hospital:
 
 @dataclass(frozen=True, kw_only=True)
 class Outsider:
-    """Test volumes that belong to no hospital of the run; scored with the model of a site never seen.
+    """Volumes that belong to no hospital of the run; scored with the model of a site never seen.
 
     Args:
         name: ``common``, or the site.
-        split: ``test``: the common test set; ``unseen``: a site that was left out.
+        split: ``test``: the common test set; ``unseen``: a site that was left out. Where all cases are pooled, also the
+            ``validation`` and ``test`` volumes of every hospital.
         volumes: Its volumes.
     """
 
     name: str
-    split: Literal["test", "unseen"]
+    split: Literal["validation", "test", "unseen"]
     volumes: tuple[PreparedVolume, ...]
 
 

@@ -35,8 +35,13 @@ _NOT_IDENTITY = ("name", "purpose", *(f"runtime.{name}" for name in WHERE_AND_HO
 """What does not enter a run's id: words, where and how it runs, the weights' path (their hash enters on its own)."""
 
 
-_IDENTITY_IF_GIVEN = ("method.lora.blocks",)
-"""Settings that came later: left out where they are None, so that earlier runs keep their ids."""
+_IDENTITY_IF_OTHER: Mapping[str, Any] = {
+    "method.lora.blocks": None,
+    "pooled": False,
+    "evaluation.test": "due",
+    "evaluation.cross_site": False,
+}
+"""Settings that came later, with the value that is left out, so that earlier runs keep their ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,9 @@ class Experiment:
         method: Which tensors may train.
         training: How a hospital trains.
         aggregator: What the server does with the updates.
-        rounds: Rounds, >= 1.
+        rounds: Rounds, >= 0; 0: the base is scored as it is.
+        pooled: Train one model on the training cases of all hospitals together instead, taking as many steps as all of
+            them take; every hospital's volumes are still scored by themselves. What a federation is compared with.
         cohort: Who takes part in a round.
         weights: How much a hospital counts.
         stages: What happens to updates on their way to the server: attack, compression, secure sum, privacy.
@@ -77,6 +84,7 @@ class Experiment:
     training: Training = field(default_factory=Training)
     aggregator: Annotated[Aggregator, AGGREGATORS]
     rounds: int = 25
+    pooled: bool = False
     cohort: Cohort = field(default_factory=Cohort)
     weights: Annotated[Weighting, WEIGHTINGS] = field(default_factory=Examples)
     stages: Stages = field(default_factory=Stages)
@@ -91,8 +99,8 @@ class Experiment:
         problems = []
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", self.name):
             problems.append(f"name: expected letters, digits and '_.+-' (it names a folder), got {self.name!r}")
-        if self.rounds < 1:
-            problems.append(f"rounds: expected at least 1, got {self.rounds!r}")
+        if self.rounds < 0:
+            problems.append(f"rounds: expected at least 0, got {self.rounds!r}")
         for name, seed in (("seed", self.seed), ("split_seed", self.split_seed)):
             if seed < 0:
                 problems.append(f"{name}: expected a number of at least 0, got {seed!r}")
@@ -101,6 +109,10 @@ class Experiment:
             problems.append(f"ranks: expected numbers of at least 1, got {low!r}")
         if problems:
             raise ValueError("; ".join(problems))
+
+
+Change = tuple[str, Mapping[str, Any]]
+"""Settings to put on top of an entry, nested as in a file, and where they come from, as errors begin with it."""
 
 
 def load_experiment(name: str, file: ExperimentsFile, overrides: Sequence[str] = ()) -> Experiment:
@@ -119,9 +131,19 @@ def load_experiment(name: str, file: ExperimentsFile, overrides: Sequence[str] =
         >>> load_experiment("quickstart", open_file(PACKAGED), ["method.lora.rank=4"]).method.lora.rank
         4
     """
+    return build_experiment(name, file, [("--set ", nested(text)) for text in overrides])
+
+
+def build_experiment(name: str, file: ExperimentsFile, changes: Sequence[Change]) -> Experiment:
+    """Builds one experiment of a file with changes on top, the later ones winning.
+
+    Raises:
+        ConfigError: with every problem of the entry, of those it extends and of the changes; or the entry is a sweep.
+    """
     layers = [(f"{file.path}: {entry}.", _settings(value)) for entry, value in file.layers(name)]
-    changes = [("--set ", nested(text)) for text in reversed(overrides)]
-    stack = [(label, expand(Experiment, value)) for label, value in (*changes, *layers)]
+    if name in file.sweeps:
+        raise ConfigError([f"{name!r} is a sweep of many runs: `wardround sweep {name}`"])
+    stack = [(label, expand(Experiment, value)) for label, value in (*reversed(changes), *layers)]
     merged: dict[str, Any] = {"purpose": file.entries[name].get("purpose", "")}
     for _, value in reversed(stack):
         merged = merge(merged, value)
@@ -151,9 +173,9 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     for path in _NOT_IDENTITY:
         part, last = _parent(config, path)
         part.pop(last, None)
-    for path in _IDENTITY_IF_GIVEN:
+    for path, unsaid in _IDENTITY_IF_OTHER.items():
         part, last = _parent(config, path)
-        if part.get(last, ...) is None:
+        if part.get(last, ...) == unsaid:
             part.pop(last)
     return config
 

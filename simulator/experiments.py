@@ -17,6 +17,9 @@ PACKAGED = Path(__file__).resolve().parents[1] / "experiments.yaml"
 DOCUMENTATION = ("purpose", "paper", "expected_time", "expected_score")
 """Keys that describe an entry; they are not inherited and change no result."""
 
+SWEEP = "sweep"
+"""The key that makes an entry a sweep."""
+
 Entry = Mapping[str, Any]
 
 
@@ -31,6 +34,18 @@ class ExperimentsFile:
     def packaged(self) -> bool:
         """Whether this is the file that comes with the package."""
         return self.path == PACKAGED
+
+    @property
+    def sweeps(self) -> tuple[str, ...]:
+        """The entries that are sweeps: they have a ``sweep`` of their own, or extend one that has."""
+        return tuple(name for name in self.entries if any(SWEEP in entry for _, entry in self._chain(name)))
+
+    def _chain(self, name: str) -> list[tuple[str, Entry]]:
+        """:meth:`layers`, none where these are broken."""
+        try:
+            return self.layers(name)
+        except ConfigError:
+            return []
 
     def layers(self, name: str) -> list[tuple[str, Entry]]:
         """The entry and those it extends, itself first, with their names.

@@ -98,6 +98,16 @@ def cut_lines(path: Path, last_round: int) -> None:
     write_text(path, "".join(kept))
 
 
+def drop_lines(path: Path, number: int, splits: Sequence[str]) -> None:
+    """Drops JSON lines of one round and of some splits (rows without a split are of the last one), and half a line."""
+    if not path.exists():
+        return
+    rows = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [row for row in rows if row["round"] != number or row.get("split", splits[-1]) not in splits]
+    if len(kept) < len(rows):
+        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
+
+
 def _round(path: Path, number: int, line: str) -> int:
     try:
         return int(json.loads(line)["round"])

@@ -133,6 +133,48 @@ class Progress:
         self._drawn = time.monotonic()
 
 
+class SweepProgress:
+    """A bar for the runs of a sweep, above the bars of the run that is going on.
+
+    Args:
+        cells: Runs there are.
+        quiet: Show nothing, also on a terminal.
+        stream: Where to draw; None: stderr.
+    """
+
+    def __init__(self, *, cells: int, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet = quiet or not _is_terminal(self._stream)
+        self._cells, self._begun = cells, 0
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> Self:
+        if not self._quiet:
+            self._bar = tqdm(total=self._cells, desc="cells", unit="cell", file=self._stream, dynamic_ncols=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def cell(self, name: str) -> None:
+        """A run begins; the one before it is over."""
+        if self._bar is not None:
+            self._bar.update(self._begun - self._bar.n)
+            self._bar.set_postfix_str(name)
+        self._begun += 1
+
+    def bars(self, **settings: Any) -> Progress:
+        """The bars of one run."""
+        return Progress(stream=self._stream, **settings)
+
+    def message(self, text: str) -> None:
+        """A line above the bars."""
+        tqdm.write(text, file=self._stream)
+
+
 @contextmanager
 def counting(what: str, *, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
     """A bar for work on cases: gives ``announce(done, total)``, which the work calls as it goes.

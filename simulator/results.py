@@ -26,6 +26,9 @@ SERVER = "server"
 COMMON = "common"
 """The name under which the common test set is scored, where hospitals have no test volumes of their own."""
 
+POOLED = "pooled"
+"""The name of the one hospital of a run that trains on the cases of all."""
+
 UNSEEN = "unseen"
 """The split of sites that do not train: they are scored with the global model and count in no mean."""
 

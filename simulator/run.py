@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .assembly import Assembled, Located, assemble, locate
-from .assessment import Keepsakes, assess
+from .assessment import HELD_SPLITS, SPLITS, Keepsakes, assess
 from .checkpoint import Checkpoint
+from .cross_site import assess_across
 from .engine import asked_for, settle
 from .federation import Round, Rows, Stopwatch, joined, run_round
 from .files import write_json, write_text
 from .progress import Progress
 from .recording import instrument_rows, record_updates
 from .report import write_report
-from .rundir import RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
+from .resident import Resident
+from .rundir import HELD, RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .runtime import prepare_device
 from .summary import summarise_run
 
@@ -28,11 +32,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Where the run is, whether it had been finished before, and what there is to say about that."""
+    """Where the run is, and what there is to say about it.
+
+    Args:
+        path: Its folder.
+        already_finished: Whether it had been finished before.
+        note: What to say about that.
+        held: Whether it is done but for its test volumes, which wait.
+    """
 
     path: Path
     already_finished: bool
     note: str = ""
+    held: bool = False
+
+
+class OutOfMemoryError(ValueError):
+    """The device or the machine has no memory left; says what to lower."""
 
 
 def run(
@@ -45,6 +61,9 @@ def run(
     record_updates: bool = False,
     allow_changed_environment: bool = False,
     experiments_file: str | None = None,
+    resident: Resident | None = None,
+    progress: Callable[..., Progress] = Progress,
+    hold_test: bool = False,
 ) -> Outcome:
     """Runs an experiment, or goes on with it, or finds that it is finished.
 
@@ -57,27 +76,63 @@ def run(
         record_updates: Keep the updates of every round to come for ``wardround replay``.
         allow_changed_environment: Go on although code, device or threads changed since the run began.
         experiments_file: Where the experiment was defined, for the manifest.
+        resident: What runs of this process share.
+        progress: Makes the bars.
+        hold_test: Stop before test volumes are scored; needs ``evaluation.test: last``. Without it the same run goes on
+            there later.
 
     Raises:
         ValueError: bad input, with where and how to mend it. What was finished stays.
+        OutOfMemoryError: a ValueError too.
         OSError: the disk is full or not writable.
     """
+    if hold_test and experiment.evaluation.test != "last":
+        raise ValueError("evaluation.test: expected 'last' in a run whose test volumes wait, got 'due'")
     device = prepare_device(experiment.runtime)
-    located = locate(experiment, data)
+    located = locate(experiment, data, resident)
     directory, config = run_directory(experiment, located, out)
     if directory.manifest is not None and directory.manifest["state"] == "finished":
         return _finished_before(directory, environment(device), images, record_updates)
+    if hold_test and directory.manifest is not None and directory.manifest["state"] == HELD:
+        return Outcome(path=directory.path, already_finished=False, held=True)
     with directory.locked():
         record_updates = record_updates or directory.records_updates  # asked for before a kill in round 1
         _begin(directory, experiment, config, located, device, allow_changed_environment, experiments_file)
         if record_updates:
             directory.update_manifest(record_updates=True)
         try:
-            _work(directory, experiment, located, device, quiet, images)
+            with _memory_errors():
+                assembled = assemble(as_begun(directory, experiment), located, device, quiet=quiet, resident=resident)
+                checkpoint = _work(directory, experiment, assembled, partial(progress, quiet=quiet), images)
+                if hold_test:
+                    directory.update_manifest(state=HELD)
+                else:
+                    _finish(directory, assembled, checkpoint, images)
         except BaseException as error:
             _record_failure(directory, error)
             raise
-    return Outcome(path=directory.path, already_finished=False)
+    return Outcome(path=directory.path, already_finished=False, held=hold_test)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns what torch and Python say when there is no memory into one error that says what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _no_memory(error):
+            raise
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OutOfMemoryError(
+            "out of memory: lower training.batch_size, evaluation.batch_size, runtime.features_mb, runtime.stack (or "
+            "runtime.cohort=sequential), windows.depth or model.image_size, keep windows on the host "
+            f"(runtime.windows=host), or set training.precision=bf16 ({detail})"
+        ) from error
+
+
+def _no_memory(error: BaseException) -> bool:
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in words)
 
 
 def _finished_before(directory: RunDirectory, here: Mapping[str, Any], images: bool, record_updates: bool) -> Outcome:
@@ -144,20 +199,23 @@ def _begin(
 
 
 def _work(
-    directory: RunDirectory, experiment: Experiment, located: Located, device: torch.device, quiet: bool, images: bool
-) -> None:
-    """All rounds that are left, then what a finished run leaves behind."""
-    assembled = assemble(as_begun(directory, experiment), located, device, quiet=quiet)
+    directory: RunDirectory,
+    experiment: Experiment,
+    assembled: Assembled,
+    bars: Callable[..., Progress],
+    images: bool,
+) -> Checkpoint:
+    """All rounds that are left."""
     engine = settle(directory.manifest or {}, experiment.runtime, assembled.federated, assembled.initial.server)
     directory.update_manifest(**engine.recorded)
     assembled = replace(assembled, federated=replace(assembled.federated, stack=engine.stack))
     checkpoint = _resume(directory, assembled)
-    with Progress(rounds=experiment.rounds, start=checkpoint.round, quiet=quiet) as progress:
+    with bars(rounds=experiment.rounds, start=checkpoint.round) as progress:
         if checkpoint.round == 0:
-            _first_assessment(directory, experiment, assembled, checkpoint, progress)
+            _first_assessment(directory, experiment, assembled, checkpoint, progress, images)
         while checkpoint.round < experiment.rounds:
             checkpoint = _one_round(directory, experiment, assembled, checkpoint, progress, images)
-    _finish(directory, assembled, images)
+    return checkpoint
 
 
 def as_begun(directory: RunDirectory, experiment: Experiment) -> Experiment:
@@ -198,12 +256,16 @@ def check_fits(checkpoint: Checkpoint, initial: Checkpoint) -> None:
 
 
 def _first_assessment(
-    directory: RunDirectory, experiment: Experiment, assembled: Assembled, checkpoint: Checkpoint, progress: Progress
+    directory: RunDirectory,
+    experiment: Experiment,
+    assembled: Assembled,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    images: bool,
 ) -> None:
     """Scores the untrained model, where evaluations are asked for. Repeated whole if round 1 was never finished."""
     directory.cut(-1)
-    if experiment.evaluation.due(0, experiment.rounds):
-        directory.append(assess(assembled.federated, assembled.assessor, checkpoint, progress, final=False))
+    directory.append(score_round(experiment, assembled, checkpoint, progress, directory.path, images))
 
 
 def _one_round(
@@ -222,7 +284,7 @@ def _one_round(
         if directory.records_updates:
             record_updates(directory.path / "updates", finished.step, finished.checkpoint.round)
     with watch.stage("evaluate_s"):
-        scores = score_round(experiment, assembled, finished, progress, directory.path, images)
+        scores = score_round(experiment, assembled, finished.checkpoint, progress, directory.path, images)
     directory.append(joined(finished.rows, measured, scores))
     with watch.stage("checkpoint_s"):
         directory.checkpoints.save(finished.checkpoint, finished.changed)
@@ -231,26 +293,62 @@ def _one_round(
 
 
 def score_round(
-    experiment: Experiment, assembled: Assembled, finished: Round, progress: Progress, folder: Path, images: bool
+    experiment: Experiment,
+    assembled: Assembled,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    folder: Path,
+    images: bool,
 ) -> Rows:
-    """The scores of a round, when an evaluation is due."""
-    number, last = finished.checkpoint.round, experiment.rounds
-    if not experiment.evaluation.due(number, last):
+    """The scores after a round (0: before training), when an evaluation is due; test volumes only where they are."""
+    if not experiment.evaluation.due(checkpoint.round, experiment.rounds):
         return {}
-    final = number == last
-    keepsakes = Keepsakes(
-        folder=folder,
-        predictions=experiment.evaluation.predictions,
-        overlays=images,
-    )
-    return assess(
+    if experiment.evaluation.test == "last":
+        final = checkpoint.round == experiment.rounds
+        return assess(
+            assembled.federated, assembled.assessor, checkpoint, progress, final=final, splits=("validation",)
+        )
+    return _scored(experiment, assembled, checkpoint, progress, folder, images, splits=SPLITS)
+
+
+def score_test(
+    experiment: Experiment,
+    assembled: Assembled,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    folder: Path,
+    images: bool,
+) -> Rows:
+    """The scores of test volumes that waited for the end; none where they did not."""
+    if experiment.evaluation.test == "due":
+        return {}
+    return _scored(experiment, assembled, checkpoint, progress, folder, images, splits=HELD_SPLITS)
+
+
+def _scored(
+    experiment: Experiment,
+    assembled: Assembled,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    folder: Path,
+    images: bool,
+    splits: Sequence[str],
+) -> Rows:
+    """Scores of splits; after the last round with all that a finished run leaves behind."""
+    final = checkpoint.round == experiment.rounds
+    keepsakes = Keepsakes(folder=folder, predictions=experiment.evaluation.predictions, overlays=images)
+    rows = assess(
         assembled.federated,
         assembled.assessor,
-        finished.checkpoint,
+        checkpoint,
         progress,
         final=final,
         keepsakes=keepsakes if final else None,
+        splits=splits,
     )
+    if final and experiment.evaluation.cross_site:
+        rows = joined(rows, assess_across(assembled.federated, assembled.assessor, checkpoint))
+    return rows
 
 
 def measure_round(experiment: Experiment, assembled: Assembled, finished: Round) -> Rows:
@@ -260,8 +358,12 @@ def measure_round(experiment: Experiment, assembled: Assembled, finished: Round)
     return instrument_rows(experiment.instruments, aggregator, finished.step, after, finished.checkpoint.round)
 
 
-def _finish(directory: RunDirectory, assembled: Assembled, images: bool) -> None:
-    """Summary and report; then the run is finished."""
+def _finish(directory: RunDirectory, assembled: Assembled, checkpoint: Checkpoint, images: bool) -> None:
+    """Test volumes that waited, summary and report; then the run is finished."""
+    experiment = assembled.experiment
+    directory.drop(checkpoint.round, HELD_SPLITS if experiment.evaluation.test == "last" else ())
+    with Progress(rounds=experiment.rounds, start=checkpoint.round, quiet=True) as progress:
+        directory.append(score_test(experiment, assembled, checkpoint, progress, directory.path, images))
     summary = summarise_run(directory, assembled.assessor.classes)
     guarantee = assembled.federated.guarantee(summary["rounds"])
     write_json(directory.path / "summary.json", summary if guarantee is None else {**summary, "privacy": guarantee})

@@ -14,7 +14,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -25,9 +25,12 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoints
-from .files import append_lines, cut_lines, read_json, read_lines, remove_unfinished, write_json
+from .files import append_lines, cut_lines, drop_lines, read_json, read_lines, remove_unfinished, write_json
 
-ROWS = ("metrics", "cases", "ledger", "instruments", "timing")
+HELD = "held"
+"""The state of a run whose rounds are done and whose test volumes wait."""
+
+ROWS = ("metrics", "cases", "ledger", "instruments", "timing", "across")
 """The JSON-lines files of a run, one row per line, each with its round."""
 
 _PACKAGE = Path(__file__).parent.parent
@@ -76,6 +79,12 @@ class RunDirectory:
         """Drops all rows of rounds after the last checkpoint."""
         for name in ROWS:
             cut_lines(self.path / f"{name}.jsonl", last_round)
+
+    def drop(self, number: int, splits: Sequence[str]) -> None:
+        """Drops the scores of splits after a round, all or part of which were written before a kill."""
+        if splits:
+            for name in ("metrics", "cases", "across"):
+                drop_lines(self.path / f"{name}.jsonl", number, splits)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

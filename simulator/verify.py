@@ -13,7 +13,7 @@ from .config import Experiment, identity, load_resolved
 from .engine import recorded_in
 from .federation import Stopwatch, joined, run_round
 from .progress import Progress
-from .run import as_begun, check_fits, measure_round, score_round
+from .run import as_begun, check_fits, measure_round, score_round, score_test
 from .rundir import RunDirectory, check_environment, environment, run_id
 from .runtime import prepare_device
 
@@ -72,7 +72,8 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     check_fits(before, assembled.initial)
     with Progress(rounds=number, start=number - 1, quiet=True) as progress, tempfile.TemporaryDirectory() as folder:
         repeated = run_round(federated, before, progress, Stopwatch())
-        scores = score_round(experiment, assembled, repeated, progress, Path(folder), images=False)
+        after = (experiment, assembled, repeated.checkpoint, progress, Path(folder), False)
+        scores = joined(score_round(*after), score_test(*after) if _finished(directory, number, experiment) else {})
         rows = joined(repeated.rows, measure_round(experiment, assembled, repeated), scores)
     return Verdict(
         round=number,
@@ -80,6 +81,11 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
         repeated=state_hash(repeated.checkpoint),
         differing_rows=tuple(_differences(directory, rows, number)),
     )
+
+
+def _finished(directory: RunDirectory, number: int, experiment: Experiment) -> bool:
+    """Whether the rows of a round are all there, those that wait for the end too."""
+    return number == experiment.rounds and (directory.manifest or {})["state"] == "finished"
 
 
 def _check_config(directory: RunDirectory, experiment: Experiment, located: Located) -> None:

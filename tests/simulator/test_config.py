@@ -152,7 +152,7 @@ RNAK = "unknown key, did you mean 'rank'? (known: alpha, blocks, init_b, power, 
 
 def test_every_problem_is_told_at_once_with_the_place_that_brought_it() -> None:
     """From two overrides, the entry, the entry it extends, and a key that nobody gave."""
-    parent = {**BASE, "method": {"name": "flap_sam", "lora": {"rnak": 8}}, "rounds": 0}
+    parent = {**BASE, "method": {"name": "flap_sam", "lora": {"rnak": 8}}, "rounds": -1}
     child = {"extends": "parent", "aggregator": "fedvg", "cohort": {"sampling": "fixed"}, "evluation": {}}
     found = problems("training.optimizer.lr=-1", "training.batch_size=big", name="child", child=child, parent=parent)
     keys = ", ".join(sorted(field.name for field in dataclasses.fields(Experiment)))
@@ -163,7 +163,7 @@ def test_every_problem_is_told_at_once_with_the_place_that_brought_it() -> None:
             f"(known: {', '.join(sorted(AGGREGATORS))})",
             "f.yaml: child.cohort.size: expected a number exactly with sampling 'fixed', got None",
             f"f.yaml: parent.method.lora.rnak: {RNAK}",
-            "f.yaml: parent.rounds: expected at least 1, got 0",
+            "f.yaml: parent.rounds: expected at least 0, got -1",
             "--set training.optimizer.lr: expected a number above 0, got -1.0",
             "--set training.batch_size: expected a whole number, got 'big'",
         ]
@@ -196,7 +196,7 @@ def test_a_name_that_is_no_folder_name_is_told(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("rounds=0", "rounds: expected at least 1, got 0"),
+        ("rounds=-1", "rounds: expected at least 0, got -1"),
         ("seed=-1", "seed: expected a number of at least 0, got -1"),
         ("ranks={a: 0, b: 1}", "ranks: expected numbers of at least 1, got {'a': 0}"),
         ("runtime.threads=0", "runtime.threads: expected at least 1, got 0"),
