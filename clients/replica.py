@@ -36,6 +36,8 @@ class Replica:
         layout: What may train.
         device: Where it computes.
         precision: ``bf16`` runs the model under autocast; ``fp64`` turns everything into double precision.
+        unused: Trainable names that no gradient reaches, as another replica of the same model and method found them
+            (its ``unused``); None: a pass through the model finds them.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Replica:
         *,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
+        unused: frozenset[str] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.precision = precision
@@ -65,7 +68,7 @@ class Replica:
         self.compiled = False
         self._through: Through = model.through
         self._decode: Callable[[Tensor], Tensor] = model.decode
-        self.unused = self._find_unused()
+        self.unused = self._find_unused() if unused is None else unused
 
     @property
     def max_rank(self) -> int | None:
@@ -172,7 +175,7 @@ class Replica:
                 self._pristine[name] = weight.data  # the model may share it with others: it is put aside, not written
                 weight.data = torch.empty_like(weight)
             pristine = self._pristine[name]
-            weight.data.copy_(pristine + change.to(pristine))
+            torch.add(pristine, change.to(pristine), out=weight.data)
 
     @property
     def prefix_hash(self) -> str:

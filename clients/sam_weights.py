@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 from transformers import SamVisionConfig
 
 from ..aggregators.contract import Tensors
+from ..datasets.fingerprints import file_hash
 
 if TYPE_CHECKING:
     from .sam import SamNet, SamSize
@@ -125,14 +126,15 @@ def read(weights: str) -> dict[str, Tensor]:
 
 
 def digest(weights: str) -> str:
-    """SHA-256 of the weights file; where there are several, of their digests in the order of their names."""
-    digests = [_sha256(file) for file in _files(weights)]
+    """SHA-256 of the weights file; where there are several, of their digests in the order of their names.
+
+    A file that has not changed is read once; its hash is remembered in the cache.
+
+    Raises:
+        ValueError: absent, or the cache cannot be written.
+    """
+    digests = [file_hash(file) for file in _files(weights)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _files(weights: str) -> list[Path]:
@@ -174,7 +176,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _check_packaged(name: str, file: Path) -> None:
     expected = json.loads(file.with_suffix(".json").read_text())["sha256"]
-    if _sha256(file) != expected:
+    if file_hash(file) != expected:
         raise ValueError(f"weights {name!r}: {file.name} is not the file of this release; install the package again")
 
 

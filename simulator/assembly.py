@@ -22,7 +22,7 @@ from ..clients.training import Training, Workplace
 from ..datasets.augment import fixed_variants
 from ..datasets.cache import Preparation
 from ..datasets.contract import Case, Cases, Dataset, Federation, Volume
-from ..datasets.fingerprints import file_hash
+from ..datasets.fingerprints import file_hash, text_hash
 from ..datasets.windows import HospitalWindows, PreparedVolume, Windows
 from .assessment import Assessor
 from .attacks import poisoned
@@ -174,29 +174,45 @@ def _prepared(
 ) -> Prepared:
     """The volumes, which several runs share; their files are those that were located, every time."""
     parts = (experiment.data, experiment.windows, experiment.stages.attack)
+    files = text_hash([str(path) for path in located.file_hashes])  # equal data may lie in two folders
     where = (device, experiment.runtime.windows)
-    key = (located.data_hash, *map(resolve, parts), experiment.model.image_size, experiment.pooled, where)
-    prepared = shared.once("windows", key, partial(prepare, experiment, located, device, quiet=quiet))
+    key = (located.data_hash, files, *map(resolve, parts), experiment.model.image_size, experiment.pooled, where)
+    prepared = shared.once("windows", key, partial(prepare, experiment, located, device, quiet=quiet, resident=shared))
     for _, _, case in all_cases(located.federation):
         check_unchanged(case, located.file_hashes)
     return prepared
 
 
-def prepare(experiment: Experiment, located: Located, device: torch.device, *, quiet: bool = True) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    located: Located,
+    device: torch.device,
+    *,
+    quiet: bool = True,
+    resident: Resident | None = None,
+) -> Prepared:
     """Reads what is not in the cache yet, cuts windows, and brings them where batches are made.
+
+    Args:
+        experiment: The experiment.
+        located: Its cases.
+        device: Where to compute.
+        quiet: No progress bar.
+        resident: What runs of this process share: federations that have a volume in common map it once.
 
     Raises:
         ValueError: a volume is bad.
     """
     federation = located.federation
     preparation = preparation_of(experiment, len(federation.classes))
+    volumes = _Volumes(preparation=preparation, hashes=located.file_hashes, shared=resident or Resident())
     with counting("preparing", quiet=quiet) as announce:
-        preparation.prepare_all([case for _, _, case in all_cases(federation)], announce)
+        preparation.prepare_all(volumes.missing([case for _, _, case in all_cases(federation)]), announce)
     hospitals = {
-        name: _hospital(experiment, name, cases, preparation) for name, cases in sorted(federation.hospitals.items())
+        name: _hospital(experiment, name, cases, volumes) for name, cases in sorted(federation.hospitals.items())
     }
     sizes = {name: len(hospital.train) for name, hospital in hospitals.items()}
-    outsiders = tuple(_outsiders(federation, preparation))
+    outsiders = tuple(_outsiders(federation, volumes))
     if experiment.pooled:
         outsiders = (*_scored_apart(hospitals), *outsiders)
         hospitals = {POOLED: _pool(hospitals, experiment.windows)}
@@ -232,8 +248,9 @@ def _training(experiment: Experiment, prepared: Prepared) -> Training:
 def pooled_training(experiment: Experiment, sizes: Mapping[str, int]) -> Training:
     """The training of one model on all cases: per round the steps of a mean round of the federation, all hospitals.
 
-    The learning rate goes through its schedule in the same number of rounds: warm-up and horizon are stretched by the
-    ratio of the pooled steps to those of a hospital, the mean over the hospitals.
+    The learning rate goes through its schedule in the same rounds: with P pooled steps in a round and s steps of a
+    hospital, the mean over the hospitals and rounds, those included in which it is not drawn or fails, warm-up and
+    horizon are P / s times as many steps.
 
     Args:
         experiment: The run; its cohorts are those that the federation would draw.
@@ -241,8 +258,9 @@ def pooled_training(experiment: Experiment, sizes: Mapping[str, int]) -> Trainin
     """
     training, whole = experiment.training, Phase(train=())
     steps = {name: training.num_steps(whole, size) for name, size in sizes.items()}
-    per_round = round(sum(_taken(experiment, steps)) / max(1, experiment.rounds)) or 1
-    stretch = per_round * len(steps) / sum(steps.values())
+    mean = sum(steps_taken(experiment, steps)) / max(1, experiment.rounds)
+    per_round = max(1, round(mean))
+    stretch = per_round * len(steps) / mean if mean else len(steps)
     schedule = training.schedule
     horizon = schedule.horizon_steps
     if schedule.horizon_epochs is not None:  # of a hospital, the mean, in its steps
@@ -260,7 +278,7 @@ def pooled_training(experiment: Experiment, sizes: Mapping[str, int]) -> Trainin
     )
 
 
-def _taken(experiment: Experiment, steps: Mapping[str, int]) -> Iterator[int]:
+def steps_taken(experiment: Experiment, steps: Mapping[str, int]) -> Iterator[int]:
     """The steps of every hospital that finishes a round, round after round."""
     for number in range(1, experiment.rounds + 1):
         drawn = draw(experiment.cohort, list(steps), streams(experiment.seed, "cohort", number))
@@ -283,12 +301,22 @@ def build_replica(
         ValueError: ``ranks`` names an unknown hospital, or the method has no rank.
     """
     rng = streams(experiment.seed, "init")
-    method = _at_largest_rank(experiment.method, experiment.ranks, hospitals)
-    base = _base(experiment, num_classes, device, resident or Resident())
+    method = at_largest_rank(experiment.method, experiment.ranks, hospitals)
+    shared = resident or Resident()
+    base = _base(experiment, num_classes, device, shared)
     model = experiment.model.build(num_classes, rng, base)
     layout = method.attach(model)
     method.initialise(model, rng)
-    return Replica(model, layout, device=device, precision=experiment.training.precision)
+    structure = (resolve(experiment.model), num_classes, type(method), resolve(method))
+    replica = Replica(
+        model,
+        layout,
+        device=device,
+        precision=experiment.training.precision,
+        unused=shared.found("unused", structure),
+    )
+    shared.once("unused", structure, lambda: replica.unused)
+    return replica
 
 
 def _base(experiment: Experiment, num_classes: int, device: torch.device, shared: Resident) -> Tensors:
@@ -302,7 +330,7 @@ def _base(experiment: Experiment, num_classes: int, device: torch.device, shared
     return shared.once("base", (resolve(model), model.weights_hash(), num_classes, device, dtype), load)
 
 
-def _at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequence[str]) -> Method:
+def at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequence[str]) -> Method:
     """The method with the largest rank any hospital has; hospitals of a lower one use the first rows."""
     if not ranks:
         return method
@@ -325,14 +353,36 @@ def preparation_of(experiment: Experiment, num_classes: int) -> Preparation:
     )
 
 
-def _hospital(experiment: Experiment, name: str, cases: Cases, preparation: Preparation) -> Hospital:
-    windows = HospitalWindows(_loaded(preparation, cases.train), experiment.windows)
-    train = poisoned(experiment.stages.attack, name, windows, preparation.num_classes)
+@dataclass(frozen=True, kw_only=True)
+class _Volumes:
+    """The prepared volumes of cases; federations that have a case in common share its volume."""
+
+    preparation: Preparation
+    hashes: Mapping[Path, str]
+    shared: Resident
+
+    def missing(self, cases: Sequence[Case]) -> list[Case]:
+        """Those that are not there yet."""
+        return [case for case in cases if self.shared.found("volumes", self._key(case)) is None]
+
+    def of(self, cases: Sequence[Case]) -> tuple[PreparedVolume, ...]:
+        """The volumes of cases, in their order."""
+        return tuple(
+            self.shared.once("volumes", self._key(case), partial(self.preparation.load, case)) for case in cases
+        )
+
+    def _key(self, case: Case) -> object:
+        return self.preparation, case, [self.hashes[path] for path in case.files]
+
+
+def _hospital(experiment: Experiment, name: str, cases: Cases, volumes: _Volumes) -> Hospital:
+    windows = HospitalWindows(volumes.of(cases.train), experiment.windows)
+    train = poisoned(experiment.stages.attack, name, windows, volumes.preparation.num_classes)
     return Hospital(
         info=HospitalInfo(name=name, num_examples=len(train), rank=None),
         train=train,
-        validation=_loaded(preparation, cases.validation),
-        test=_loaded(preparation, cases.test),
+        validation=volumes.of(cases.validation),
+        test=volumes.of(cases.test),
     )
 
 
@@ -343,15 +393,11 @@ def _ranked(experiment: Experiment, hospital: Hospital) -> Hospital:
     return replace(hospital, info=replace(hospital.info, rank=rank))
 
 
-def _outsiders(federation: Federation, preparation: Preparation) -> Iterator[Outsider]:
+def _outsiders(federation: Federation, volumes: _Volumes) -> Iterator[Outsider]:
     if federation.common:
-        yield Outsider(name=COMMON, split="test", volumes=_loaded(preparation, federation.common))
+        yield Outsider(name=COMMON, split="test", volumes=volumes.of(federation.common))
     for name, cases in federation.unseen.items():
-        yield Outsider(name=name, split="unseen", volumes=_loaded(preparation, cases))
-
-
-def _loaded(preparation: Preparation, cases: Sequence[Case]) -> tuple[PreparedVolume, ...]:
-    return tuple(preparation.load(case) for case in cases)
+        yield Outsider(name=name, split="unseen", volumes=volumes.of(cases))
 
 
 def make_setting(

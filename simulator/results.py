@@ -102,6 +102,19 @@ class InstrumentRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AcrossRow:
+    """A line of ``across.jsonl``: a volume under the model of another hospital than its own, after the last round."""
+
+    round: int
+    trained_at: str
+    hospital: str
+    split: str
+    case: str
+    metric: str
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinalScores:
     """What one hospital reached at the last evaluation of a split.
 
@@ -146,6 +159,7 @@ class RunRecords:
         ledger: Rows of ``ledger.jsonl``.
         timing: Rows of ``timing.jsonl``.
         instruments: Rows of ``instruments.jsonl``.
+        across: Rows of ``across.jsonl``.
     """
 
     path: Path
@@ -157,6 +171,7 @@ class RunRecords:
     ledger: Sequence[LedgerRow] = field(default_factory=list)
     timing: Sequence[TimingRow] = field(default_factory=list)
     instruments: Sequence[InstrumentRow] = field(default_factory=list)
+    across: Sequence[AcrossRow] = field(default_factory=list)
 
     @classmethod
     def load(cls, run_dir: Path | str) -> Self:
@@ -176,6 +191,7 @@ class RunRecords:
             ledger=_read_rows(path / "ledger.jsonl", LedgerRow),
             timing=_read_rows(path / "timing.jsonl", TimingRow),
             instruments=_read_rows(path / "instruments.jsonl", InstrumentRow),
+            across=_read_rows(path / "across.jsonl", AcrossRow),
         )
 
     @property
@@ -185,14 +201,25 @@ class RunRecords:
 
     @cached_property
     def hospitals(self) -> tuple[str, ...]:
-        """All hospitals that train or have test volumes, sorted by name; ``common`` is the common test set."""
+        """All hospitals that train or have test volumes, sorted by name; ``common`` is the common test set.
+
+        Where all cases are pooled, those that are scored: they are hospitals without traffic of their own.
+        """
         named = {row.hospital for row in self.metrics if row.split != UNSEEN and row.hospital is not None}
         scored = {row.hospital for row in self.cases if row.split != UNSEEN}
-        return tuple(sorted(named | scored | {row.hospital for row in self.ledger}))
+        found = named | scored | {row.hospital for row in self.ledger}
+        return tuple(sorted(found - {POOLED} if self.pooled else found))
+
+    @property
+    def pooled(self) -> bool:
+        """Whether one model was trained on the cases of all hospitals."""
+        return bool(self.config.get("pooled"))
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The hospitals that train: all but the common test set."""
+        """The hospitals that train: all but the common test set; the one that has all cases where they are pooled."""
+        if self.pooled:
+            return (POOLED,)
         split = self.config.get("split")
         common = isinstance(split, Mapping) and split.get("test") == COMMON
         return tuple(name for name in self.hospitals if not (common and name == COMMON))
@@ -269,6 +296,15 @@ class RunRecords:
                 values[row.hospital][row.metric] = row.value
         return [self._final_of(name, split, last, values[name]) for name in names]
 
+    def cross_site(self) -> dict[str, dict[str, float | None]]:
+        """``{trained at: {site: Dice}}``: how every hospital's model does everywhere, the mean over a site's volumes.
+
+        A hospital's own test volumes are those that the run scored anyway; the common test set and sites that were left
+        out are columns too. Empty without ``evaluation.cross_site``.
+        """
+        trained = dict.fromkeys(row.trained_at for row in self.across)
+        return {name: by_site(volumes_under(self, name)) for name in trained}
+
     def _final_of(self, hospital: str, split: str, last: int | None, values: Mapping[str, float | None]) -> FinalScores:
         ledger = [row for row in self.ledger if row.hospital == hospital]
         scored = {row.case for row in self.cases if (row.hospital, row.split, row.round) == (hospital, split, last)}
@@ -293,6 +329,26 @@ def mean(values: Iterable[float | None]) -> float | None:
     """The mean of the defined values, None when there is none."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
+
+
+def volumes_under(
+    records: RunRecords, hospital: str, splits: Sequence[str] = ("test", UNSEEN)
+) -> dict[tuple[str, str], float | None]:
+    """``{(site, case): Dice}`` of all volumes of some splits under the model of one hospital, its own volumes too."""
+    last = max((row.round for row in records.across), default=None)
+    rows: list[CaseRow | AcrossRow] = [row for row in records.cases if row.hospital == hospital]
+    rows += [row for row in records.across if row.trained_at == hospital]
+    return {
+        (row.hospital, row.case): row.value
+        for row in rows
+        if row.round == last and row.metric == "dice" and row.split in splits
+    }
+
+
+def by_site(volumes: Mapping[tuple[str, str], float | None]) -> dict[str, float | None]:
+    """The mean of every site's volumes, sites sorted by name."""
+    sites = sorted({site for site, _ in volumes})
+    return {site: mean(value for (where, _), value in volumes.items() if where == site) for site in sites}
 
 
 def mean_series(series: Series) -> list[tuple[int, float | None]]:

@@ -208,3 +208,32 @@ def test_what_was_read_does_not_change_with_the_replica(make_replica: Make) -> N
     copies = {name: value.clone() for name, value in before.items()}
     replica.load(noise(replica, 8))
     assert all(torch.equal(before[name], value) for name, value in copies.items())
+
+
+def test_a_base_that_is_written_leaves_the_tensors_of_the_model_it_came_from(make_replica: Make) -> None:
+    """They may belong to every run of a sweep: a changed weight lies elsewhere, and comes home when it is pristine."""
+    replica = make_replica(precision="fp64")
+    names = sorted({pair.base for pair in replica.layout.pairs})
+    homes = {name: replica.model.get_parameter(name).data for name in names}
+    pristine = {name: value.clone() for name, value in homes.items()}
+    some, more = names[:3], names[2:5]
+    for changed in (some, more, some):
+        replica.set_base({name: torch.ones_like(homes[name], dtype=torch.float32) for name in changed})
+        for name in names:
+            weight = replica.model.get_parameter(name)
+            assert (weight.data_ptr() == homes[name].data_ptr()) == (name not in changed), name
+            assert torch.equal(weight, pristine[name] + (name in changed)), name
+        assert all(torch.equal(homes[name], pristine[name]) for name in names)
+    replica.set_base({})
+    assert all(replica.model.get_parameter(name).data_ptr() == homes[name].data_ptr() for name in names)
+
+
+def test_a_change_in_place_of_the_same_names_needs_no_new_memory(make_replica: Make) -> None:
+    """Round after round the same weights change: each has one tensor beside the pristine one."""
+    replica = make_replica()
+    name = replica.layout.pairs[0].base
+    change = torch.ones_like(replica.model.get_parameter(name))
+    replica.set_base({name: change})
+    place = replica.model.get_parameter(name).data_ptr()
+    replica.set_base({name: 2 * change})
+    assert replica.model.get_parameter(name).data_ptr() == place

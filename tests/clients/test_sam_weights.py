@@ -16,6 +16,7 @@ from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEnc
 from wardround.clients import sam_weights
 from wardround.clients.sam import SIZES, Sam, SamNet
 from wardround.clients.sam_weights import digest, resize_grid, resize_table
+from wardround.datasets import fingerprints
 from wardround.simulator.randomness import generator, streams
 
 SIZE = SIZES["tiny"]
@@ -411,3 +412,30 @@ def test_official_names_give_ours_and_nothing_else() -> None:
     renamed = sam_weights._renamed(official_names(hugging_face()))
     assert shapes(renamed) == shapes(Sam(size="tiny", image_size=32, upscaler="sam").build_meta(3).state_dict())
     assert not any(re.search(r"image_encoder|norm_final_attn$|\.norm\d", name) for name in renamed)
+
+
+def test_a_network_holds_the_tensors_that_were_read_themselves(tmp_path: Path) -> None:
+    """Every one of them, and equal to a network that reads the file on its own; heads that are new are drawn."""
+    model = Sam(size="tiny", image_size=32, weights=str(as_official(hugging_face(), tmp_path)))
+    loaded = model.pretrained(2)
+    first, second = (model.build(2, streams(seed, "init"), loaded).state_dict() for seed in (0, 1))
+    alone = model.build(2, streams(0, "init")).state_dict()
+    assert loaded.keys() < first.keys()
+    for name, value in first.items():
+        shared = name in loaded and value.data_ptr() == second[name].data_ptr() == loaded[name].data_ptr()
+        assert shared == (name in loaded), name
+        assert torch.equal(value, alone[name]), name
+    assert Sam().pretrained(2) == {}
+
+
+def test_a_file_that_has_not_changed_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies there for a while, as weights do: files of this very moment are not remembered."""
+    monkeypatch.setattr(fingerprints, "SETTLED_NS", 0)
+    path = as_official(hugging_face(), tmp_path)
+    reads, read = [], fingerprints._digest
+    monkeypatch.setattr(fingerprints, "_digest", lambda file: reads.append(file) or read(file))
+    assert digest(str(path)) == digest(str(path)) == sha256(path.read_bytes())
+    assert len(reads) == 1
+    path.write_bytes(path.read_bytes() + b"0")
+    assert digest(str(path)) == sha256(path.read_bytes())
+    assert len(reads) == 2

@@ -16,7 +16,16 @@ from wardround.aggregators.local import Local
 from wardround.clients.evaluation import Evaluation, Scored, evaluate, source_of, summarise
 from wardround.datasets.contract import Case, Volume
 from wardround.datasets.windows import PreparedVolume, Windows
-from wardround.simulator.assessment import Assessor, Keepsakes, Overlay, _best_median_worst, _overlay, assess
+from wardround.simulator.assessment import (
+    HELD_SPLITS,
+    SPLITS,
+    Assessor,
+    Keepsakes,
+    Overlay,
+    _best_median_worst,
+    _overlay,
+    assess,
+)
 from wardround.simulator.checkpoint import Checkpoint
 from wardround.simulator.cohort import Outsider
 from wardround.simulator.federation import Federated, Rows
@@ -201,3 +210,31 @@ def test_overlays_of_different_size_go_into_one_file(tmp_path: Path) -> None:
 def test_without_overlays_nothing_is_written(tmp_path: Path) -> None:
     Keepsakes(folder=tmp_path, predictions=False, overlays=False).keep_overlays("a", [])
     assert not list(tmp_path.iterdir())
+
+
+# ---- splits that wait ------------------------------------------------------------------------------------------------
+
+
+def test_what_waits_and_what_does_not_are_all_there_is(make_federated: Make) -> None:
+    """The rows of some splits are those of a whole assessment; none of a test volume come with the validation rows."""
+    federated, checkpoint = make_federated(Local())
+    federated = with_everything(federated)
+    checkpoint = advance(federated, checkpoint).checkpoint
+    whole = assessed(federated, checkpoint)
+    first = assessed(federated, checkpoint, splits=("validation",))
+    later = assessed(federated, checkpoint, splits=HELD_SPLITS)
+    for name in ("metrics", "cases"):
+        assert {row["split"] for row in first[name]} == {"validation"}
+        assert {row["split"] for row in later[name]} == {"test", "unseen"}
+        assert sorted(map(str, first[name] + later[name])) == sorted(map(str, whole[name]))
+    assert set(SPLITS) == {"validation", *HELD_SPLITS}
+
+
+def test_files_of_test_volumes_are_not_even_looked_at_while_they_wait(make_federated: Make) -> None:
+    federated, checkpoint = make_federated(FedAvg())
+    seen: list[str] = []
+    how = assessor(check=lambda case: seen.append(case.name))
+    federated = with_everything(federated)
+    validation = [volume.case.name for hospital in federated.hospitals.values() for volume in hospital.validation]
+    assessed(federated, checkpoint, how, splits=("validation",), final=True)
+    assert seen == validation
