@@ -121,6 +121,10 @@ class Preparation:
         kept = _read_facts(source)
         return kept if kept is not None else self._measured(self._volume(case, source), source)
 
+    def kept_facts(self, case: Case) -> Facts | None:
+        """What :meth:`facts` measured before; None where nobody asked yet. Reads no volume."""
+        return _read_facts(self._source(case))
+
     def _load(self, case: Case) -> tuple[PreparedVolume, bool]:
         """A case, and whether it had to be prepared."""
         source = self._source(case)

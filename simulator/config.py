@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from ..aggregators import AGGREGATORS
 from ..aggregators.contract import Aggregator
+from ..aggregators.fedavg import FedAvg
 from ..clients import METHODS, MODELS
 from ..clients.evaluation import Evaluation
 from ..clients.methods import Method
@@ -104,11 +105,28 @@ class Experiment:
         for name, seed in (("seed", self.seed), ("split_seed", self.split_seed)):
             if seed < 0:
                 problems.append(f"{name}: expected a number of at least 0, got {seed!r}")
+        problems += _not_pooled(self) if self.pooled else []
         low = {name: rank for name, rank in self.ranks.items() if rank < 1}
         if low:
             problems.append(f"ranks: expected numbers of at least 1, got {low!r}")
         if problems:
             raise ValueError("; ".join(problems))
+
+
+def _not_pooled(experiment: Experiment) -> list[str]:
+    """What makes no sense with one hospital that has all cases."""
+    fitting = {
+        "aggregator": (type(experiment.aggregator) is FedAvg, "fedavg"),
+        "weights": (experiment.weights == Examples(), "examples"),
+        "stages": (experiment.stages == Stages(), "none"),
+        "ranks": (not experiment.ranks, "none"),
+        "evaluation.cross_site": (not experiment.evaluation.cross_site, "false"),
+    }
+    return [
+        f"{path}: expected {wanted}, as there is one hospital where all cases are pooled, got another"
+        for path, (fits, wanted) in fitting.items()
+        if not fits
+    ]
 
 
 Change = tuple[str, Mapping[str, Any]]

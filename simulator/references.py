@@ -14,6 +14,7 @@ from dataclasses import replace
 from ..aggregators.fedavg import FedAvg
 from ..aggregators.local import Local
 from ..clients.training import Training
+from ..datasets.augment import Augment
 from .config import Experiment
 from .recording import Instruments
 from .sampling import Cohort
@@ -23,7 +24,7 @@ from .weights import Examples
 
 def local(experiment: Experiment) -> Experiment:
     """Every hospital alone, with the steps it would have taken in the federation."""
-    return replace(_plain(experiment), aggregator=Local())
+    return replace(_plain(experiment), aggregator=Local(), pooled=False)
 
 
 def local_everywhere(experiment: Experiment) -> Experiment:
@@ -34,17 +35,21 @@ def local_everywhere(experiment: Experiment) -> Experiment:
 
 def pooled(experiment: Experiment) -> Experiment:
     """One model on the cases of all hospitals, with as many steps as they take together."""
-    return replace(_plain(experiment), aggregator=FedAvg(), pooled=True, ranks={})
+    plain = _plain(experiment)
+    evaluation = replace(plain.evaluation, cross_site=False)
+    return replace(plain, aggregator=FedAvg(), pooled=True, ranks={}, evaluation=evaluation)
 
 
 def zero_shot(experiment: Experiment) -> Experiment:
     """The base before any training. What only training looks at has its default."""
     return replace(
-        _plain(experiment),
+        _one_model(experiment),
         aggregator=FedAvg(),
         rounds=0,
         ranks={},
         cohort=Cohort(),
+        pooled=False,
+        augment=Augment(),
         training=Training(precision=experiment.training.precision),
     )
 
@@ -55,6 +60,12 @@ ROLES: Mapping[str, Callable[[Experiment], Experiment]] = {
     "zero_shot": zero_shot,
 }
 """The references that are runs of their own, and how each is made of a variant's experiment."""
+
+
+def _one_model(experiment: Experiment) -> Experiment:
+    """The same, where all sites have the same model."""
+    plain = _plain(experiment)
+    return replace(plain, evaluation=replace(plain.evaluation, cross_site=False))
 
 
 def _plain(experiment: Experiment) -> Experiment:

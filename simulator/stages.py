@@ -405,7 +405,7 @@ def check_stages(federated: Federated, server: ServerState) -> None:
         _check_uniform(federated.weights)
         stages.privacy.check(cohort, len(names))
         _check_history(federated)
-        result = _without_training(federated.aggregator.rule, server, downloads[names[0]])
+        result = without_training(federated.aggregator.rule, server, downloads[names[0]])
         _check_covered(stages, cohort, names[0], result.metrics, result.memory)
     if stages.secure_sum is not None:
         stages.secure_sum.check(len(names) if cohort.size is None else cohort.size)
@@ -481,7 +481,7 @@ def _check_history(federated: Federated) -> None:
         )
 
 
-def _without_training(rule: LocalRule, server: ServerState, download: Download) -> LocalResult:
+def without_training(rule: LocalRule, server: ServerState, download: Download) -> LocalResult:
     """What a rule makes of steps that move nothing: what it reports and remembers is known before anybody trains."""
     tensors, fits = {**server.setting.trainable, **download.start}, []
     for phase in rule.phases(download, {}):

@@ -11,17 +11,21 @@ In experiments.yaml an entry with the key ``sweep``::
         seeds: [0, 1, 2]
 
 An entry may extend another sweep: mappings are merged, and a variant or path that is null in it is dropped.
+
+Nothing here knows what a setting means, so that ``wardround list`` needs no model code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from .builder import ConfigError, Problem, build, merge
-from .config import nested
-from .experiments import SWEEP, ExperimentsFile
+from . import yaml12
+from .builder import ConfigError, Problem, build, merge, unknown
+from .experiments import DOCUMENTATION, SWEEP, ExperimentsFile
+from .report_page import count_text
 
 Reference = Literal["local", "pooled", "zero_shot", "best_site"]
 
@@ -37,7 +41,7 @@ class Select:
 
     Args:
         over: Path of the setting; ``lr`` stands for ``training.optimizer.lr``.
-        values: The values that are tried, at least two.
+        values: The values that are tried, at least two; null is none.
         on: Where the best one is chosen: the mean Dice of the validation volumes after the last round, over all seeds.
     """
 
@@ -46,8 +50,8 @@ class Select:
     on: Literal["validation"] = "validation"
 
     def __post_init__(self) -> None:
-        if len(self.values) < 2 or _repeated(self.values):
-            raise ValueError(f"values: expected at least two different values, got {list(self.values)!r}")
+        if len(self.values) < 2 or _repeated(self.values) or None in self.values:
+            raise ValueError(f"values: expected at least two different values, not null; got {list(self.values)!r}")
 
     @property
     def path(self) -> str:
@@ -85,6 +89,8 @@ class Sweep:
         problems = []
         if not self.seeds or _repeated(self.seeds) or min(self.seeds) < 0:
             problems.append(f"seeds: expected different numbers of at least 0, got {list(self.seeds)!r}")
+        if "" in self.variants:
+            problems.append("variants: expected a name for every variant, got ''")
         for path, values in self.grid.items():
             if not values or _repeated(values):
                 problems.append(f"grid.{path}: expected different values, got {list(values)!r}")
@@ -92,10 +98,90 @@ class Sweep:
             problems.append(f"references: expected every one once, got {list(self.references)!r}")
         if "best_site" in self.references and "local" not in self.references:
             problems.append("references: expected local too, of whose models best_site is the best one")
-        if self.select is not None and self.select.path in self.grid:
-            problems.append(f"select: expected a setting that is not in the grid, got {self.select.over!r}")
         if problems:
             raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much a sweep is.
+
+    Args:
+        variants: What is compared, with the grid.
+        seeds: Of each.
+        values: Values of the selected setting that are tried; 1: nothing is selected.
+        runs: All runs, references included: what :func:`.plan.make_plan` makes, where no variant repeats what its base
+            has anyway.
+    """
+
+    variants: int
+    seeds: int
+    values: int
+    runs: int
+
+
+def size_of(sweep: Sweep) -> Size:
+    """Counts the runs of a sweep without building them."""
+    values = 1 if sweep.select is None else len(sweep.select.values)
+    variants = list(_changes(sweep))
+    of_each = {"local": values, "pooled": values, "zero_shot": 1}
+    references = sum(
+        of_each[role] * len({_text(_without(changes, UNSEEN_BY[role])) for changes in variants})
+        for role in sweep.references
+        if role in of_each
+    )
+    seeds = len(sweep.seeds)
+    return Size(variants=len(variants), seeds=seeds, values=values, runs=seeds * (len(variants) * values + references))
+
+
+def size_text(name: str, file: ExperimentsFile) -> str:
+    """``size: 8 variants x 3 seeds, 33 runs with references``, or that the definition has problems."""
+    try:
+        size = size_of(load_sweep(name, file))
+    except ConfigError as error:
+        return f"size: not known, the definition has {count_text(len(error.problems), 'problem')}"
+    parts = [count_text(size.variants, "variant"), count_text(size.seeds, "seed")]
+    values = [f"{size.values} values"] if size.values > 1 else []
+    return f"size: {' x '.join([*parts, *values])}, {count_text(size.runs, 'run')} with references"
+
+
+_SERVER = ("aggregator", "weights", "stages", "instruments")
+
+UNSEEN_BY: Mapping[str, tuple[str, ...]] = {
+    "local": _SERVER,
+    "pooled": (*_SERVER, "ranks", "pooled"),
+    "zero_shot": (*_SERVER, "ranks", "pooled", "rounds", "cohort", "training", "augment"),
+}
+"""Settings that a reference does not look at (:mod:`.references`): variants that differ in them alone share it."""
+
+
+def _changes(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """What every variant at every point of the grid changes."""
+    points: list[dict[str, Any]] = [{}]
+    for path, values in sweep.grid.items():
+        points = [layered(point, at(path, value)) for point in points for value in values]
+    for settings in sweep.variants.values() or [{}]:
+        yield from (layered(settings, point) for point in points)
+
+
+def _without(changes: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in changes.items() if key not in keys}
+
+
+# ---- reading a definition --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """What could be read of a sweep, and what is wrong with it.
+
+    Args:
+        sweep: Without the parts that are wrong; None where it has no base.
+        problems: One line each.
+    """
+
+    sweep: Sweep | None
+    problems: tuple[str, ...] = ()
 
 
 def load_sweep(name: str, file: ExperimentsFile, overrides: Sequence[str] = ()) -> Sweep:
@@ -109,36 +195,188 @@ def load_sweep(name: str, file: ExperimentsFile, overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: with every problem of the definition; or the entry is no sweep.
     """
-    layers = file.layers(name)
+    found = read_definition(name, file, overrides)
+    if found.problems or found.sweep is None:
+        raise ConfigError(found.problems)
+    return found.sweep
+
+
+def read_definition(name: str, file: ExperimentsFile, overrides: Sequence[str] = ()) -> Definition:
+    """Reads as much as there is of the definition of a sweep; what is built of the rest can then be checked too.
+
+    Raises:
+        ConfigError: the entry is no sweep, or an override no ``path=value``.
+    """
+    chain = file.layers(name)
     if name not in file.sweeps:
         raise ConfigError([f"{name!r} is one experiment, no sweep: `wardround run {name}`"])
-    beside = [
-        Problem(f"{entry}.{key}", "expected under sweep.settings: a sweep has no settings of its own")
-        for entry, value in layers
-        for key in value
-        if key not in (SWEEP, "extends", "purpose", "paper", "expected_time", "expected_score")
+    layers: list[_Layer] = [
+        (f"{file.path}: {entry}.", value[SWEEP]) for entry, value in reversed(chain) if SWEEP in value
     ]
-    if beside:
-        raise ConfigError(f"{file.path}: {problem}" for problem in beside)
+    merged, problems = _merged(layers, overrides)
+    sweep, wrong = _built(merged)
+    problems += [f"{_place(layers, problem.path)}{problem}" for problem in wrong]
+    return Definition(sweep=sweep, problems=(*_beside(chain, file), *problems))
+
+
+_Layer = tuple[str, Any]
+"""A part of a definition, and where it comes from, as errors begin with it."""
+
+
+def _beside(chain: Sequence[tuple[str, Mapping[str, Any]]], file: ExperimentsFile) -> Iterator[str]:
+    """Problems with what stands beside the key ``sweep``, in the entry and in those it extends."""
+    known = ("extends", SWEEP, *DOCUMENTATION)
+    inside = [field.name for field in fields(Sweep)]
+    for entry, value in chain:
+        where = f"{file.path}: {entry}"
+        if SWEEP not in value and entry not in file.sweeps:
+            child = next(name for name, other in chain if other.get("extends") == entry)
+            wanted = f"expected another sweep, got the experiment {entry!r}: name it as {SWEEP}.base"
+            yield f"{file.path}: {child}.extends: {wanted}"
+            return
+        for key in value:
+            if key in inside:
+                yield f"{where}.{key}: expected below {SWEEP}: indent it"
+            elif key not in known:
+                yield f"{where}.{key}: expected below {SWEEP}.settings, or " + unknown("a known key", key, known)
+
+
+def _merged(layers: list[_Layer], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """All layers, the later ones on top; overrides are added to them."""
     merged: dict[str, Any] = {}
-    for value in [*(entry.get(SWEEP) for _, entry in reversed(layers)), *(nested(text)[SWEEP] for text in overrides)]:
-        merged = merge(merged, value or {})
-    try:
-        return build(Sweep, _without_dropped(merged), SWEEP)
-    except ConfigError as error:
-        raise ConfigError(f"{file.path}: {name}.{problem}" for problem in error.problems) from error
+    problems: list[str] = []
+    for label, value in layers:
+        merged = _on_top(merged, value, label, problems)
+    for text in overrides:
+        value = _override(text, merged)
+        layers.append(("--set ", value))
+        merged = _on_top(merged, value, "--set ", problems)
+    return merged, problems
 
 
-def _without_dropped(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Variants and paths of the grid that a later layer made null are gone."""
-    parts = {key: value for key, value in definition.items() if key in ("variants", "grid")}
-    kept = {
-        key: {name: item for name, item in value.items() if item is not None}
-        for key, value in parts.items()
-        if isinstance(value, Mapping)
-    }
-    return {**definition, **kept}
+def _on_top(merged: dict[str, Any], value: Any, label: str, problems: list[str]) -> dict[str, Any]:
+    """One layer more. What it drops must be there: a variant that changes nothing is ``{}``, no empty line."""
+    if not isinstance(value, Mapping):
+        problems.append(f"{label}{SWEEP}: expected a mapping with keys such as base and variants, got {value!r}")
+        return merged
+    result = layered(merged, value)
+    for part, wanted, what in (("variants", "settings, {} for none", "variant"), ("grid", "a list", "path")):
+        given, known = value.get(part), merged.get(part)
+        if not isinstance(given, Mapping):
+            continue
+        earlier = known if isinstance(known, Mapping) else {}
+        for key in [key for key, item in given.items() if item is None]:
+            del result[part][key]
+            if key not in earlier:
+                drops = f"nothing, which drops a {what} of the sweep that is extended"
+                problems.append(f"{label}{SWEEP}.{part}.{key}: expected {wanted}, got {drops}")
+    return result
+
+
+def _override(text: str, merged: Mapping[str, Any]) -> dict[str, Any]:
+    """``sweep.seeds=[0]`` as ``{"seeds": [0]}``. A path of the grid is one key; so is the name of a variant."""
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys) or len(keys) < 2:
+        raise ConfigError([f"--set {text}: expected path=value, such as {SWEEP}.seeds=[0]"])
+    part, rest = keys[1], ".".join(keys[2:])
+    if part == "grid" and rest:
+        keys = [SWEEP, part, rest]
+    known = merged.get("variants")
+    if part == "variants" and isinstance(known, Mapping):
+        named = [name for name in known if isinstance(name, str) and f"{rest}.".startswith(f"{name}.")]
+        if named:
+            variant = max(named, key=len)
+            keys = [SWEEP, part, variant, *filter(None, rest.removeprefix(variant).split("."))]
+    found: dict[str, Any] = at_keys(keys[1:], yaml12.loads(value, f"--set {text}"))
+    return found
+
+
+def _built(merged: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
+    """The sweep, or what there is of it without the parts that are wrong, and all problems."""
+    rest, problems = dict(merged), list[Problem]()
+    while True:
+        try:
+            return build(Sweep, rest, SWEEP), problems
+        except ConfigError as error:
+            found = [problem for problem in error.problems if isinstance(problem, Problem)]
+        removed = merged.keys() - rest.keys()
+        problems += [problem for problem in found if _first(problem.path) not in removed]
+        rest = {key: value for key, value in rest.items() if key not in map(_first, (each.path for each in found))}
+        if "base" not in rest:
+            return None, problems
+
+
+def _first(path: str) -> str:
+    """The key of a definition that a problem lies in."""
+    return path.removeprefix(f"{SWEEP}.").partition(".")[0].partition("[")[0]
+
+
+def _place(layers: Sequence[_Layer], path: str) -> str:
+    """Where what is wrong at a path of the merged definition comes from: the last layer that has it, or the entry."""
+    inside = path.removeprefix(f"{SWEEP}.")
+    having = [label for label, value in layers if isinstance(value, Mapping) and _holds(value, inside)]
+    own = [label for label, _ in layers if label != "--set "]
+    return having[-1] if having else own[-1]
+
+
+def _holds(value: Mapping[str, Any], path: str) -> bool:
+    """Whether a part of a definition has a key of ``path``, whose keys may hold dots, and what is below it."""
+    for key, inner in value.items():
+        rest = path.removeprefix(str(key))
+        if rest != path and (not rest or rest[0] in ".["):
+            deeper = isinstance(inner, Mapping) and rest.startswith(".")
+            return _holds(inner, rest[1:]) if deeper else True
+    return False
+
+
+# ---- small helpers ---------------------------------------------------------------------------------------------------
+
+
+def at(path: str, value: Any) -> dict[str, Any]:
+    """A value at a path, nested.
+
+    Example:
+        >>> at("method.lora.rank", 8)
+        {'method': {'lora': {'rank': 8}}}
+    """
+    found: dict[str, Any] = at_keys(path.split("."), value)
+    return found
+
+
+def at_keys(keys: Sequence[str], value: Any) -> Any:
+    """A value below keys."""
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def layered(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`.builder.merge` of settings in which a plug-in may be a word.
+
+    Example:
+        >>> layered({"aggregator": "fedprox"}, {"aggregator": {"mu": 0.1}})
+        {'aggregator': {'name': 'fedprox', 'mu': 0.1}}
+    """
+    return merge(_spelled_out(base, change), _spelled_out(change, base))
+
+
+def _spelled_out(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """``plugin: word`` as ``plugin: {name: word}`` where the other side has a mapping."""
+    result = dict(one)
+    for key, value in one.items():
+        if not isinstance(other.get(key), Mapping):
+            continue
+        if isinstance(value, str):
+            result[key] = {"name": value}
+        elif isinstance(value, Mapping):
+            result[key] = _spelled_out(value, other[key])
+    return result
 
 
 def _repeated(values: Sequence[Any]) -> bool:
     return any(value in values[:place] for place, value in enumerate(values))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

@@ -32,7 +32,7 @@ from wardround.simulator.randomness import streams
 from wardround.simulator.runtime import choose_device
 from wardround.simulator.sampling import Cohort
 from wardround.simulator.secure_sum import SecureSum
-from wardround.simulator.stages import Arrived, Crossing, Stages, _without_training, check_stages, cross
+from wardround.simulator.stages import Arrived, Crossing, Stages, check_stages, cross, without_training
 
 Make = Callable[..., tuple[Federated, Checkpoint]]
 
@@ -514,7 +514,7 @@ def test_what_rules_report_and_remember_is_known_before_anybody_trains(staged: M
     federated, before = staged(Stages(), AGGREGATORS[name](), volumes=(1, 1))
     rule, info = federated.aggregator.rule, federated.hospitals["hospital-0"].info
     download = federated.aggregator.broadcast(before.server, info)
-    untrained = _without_training(rule, before.server, download)
+    untrained = without_training(rule, before.server, download)
     windows, rng = federated.hospitals["hospital-0"].train, federated.rng("local", 1)
     own = {"hospital": info, "download": download, "memory": Memory(), "windows": windows, "rng": rng, "lasting": rng}
     turn = take_turn(federated.workplace, rule, Assignment(**own))
