@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,29 +90,32 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def cut_lines(path: Path, last_round: int) -> None:
     """Drops JSON lines of later rounds and a last line that a crash left unfinished."""
+    _keep_lines(path, lambda row: int(row["round"]) <= last_round)
+
+
+def drop_lines(path: Path, number: int, splits: Sequence[str]) -> None:
+    """Drops JSON lines of one round and of some splits, and a last line that a crash left unfinished."""
+    _keep_lines(path, lambda row: int(row["round"]) != number or row.get("split") not in splits)
+
+
+def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Keeps whole lines that are wanted, byte by byte; touches the file only where something goes."""
     if not path.exists():
         return
     lines = path.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for number, line in enumerate(whole, start=1) if _round(path, number, line) <= last_round]
-    write_text(path, "".join(kept))
+    kept = [line for number, line in enumerate(whole, start=1) if wanted(_row(path, number, line))]
+    if len(kept) < len(lines):
+        write_text(path, "".join(kept))
 
 
-def drop_lines(path: Path, number: int, splits: Sequence[str]) -> None:
-    """Drops JSON lines of one round and of some splits (rows without a split are of the last one), and half a line."""
-    if not path.exists():
-        return
-    rows = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [row for row in rows if row["round"] != number or row.get("split", splits[-1]) not in splits]
-    if len(kept) < len(rows):
-        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
-
-
-def _round(path: Path, number: int, line: str) -> int:
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        return int(json.loads(line)["round"])
+        row: dict[str, Any] = json.loads(line)
+        int(row["round"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}, line {number}: expected a JSON row with a round, got {line[:80]!r}") from error
+    return row
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,31 +1,37 @@
-"""Bars for people who wait: one for the rounds, one for the hospitals of the current round.
+"""Bars for people who wait: rounds and hospitals of a run; in a sweep its runs, and the rounds of the current one.
 
 A bar is decoration: nothing it does can stop a run. It is silent when asked to be, and when stderr is not a terminal.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 from tqdm import tqdm
+
+from .report_page import bytes_text
 
 REFRESH_S = 0.2
 """Seconds between two drawings of the loss: a terminal must not slow down a step."""
 
 
 class Progress:
-    """Two bars on stderr with the current mean Dice, the loss and the time that is left.
+    """Two bars on stderr with the current mean Dice, the loss, the memory in use and the time that is left.
 
     Args:
         rounds: Rounds of the run.
         start: Rounds already done when it starts (a resumed run).
         quiet: Show nothing, also on a terminal.
         stream: Where to draw; None: stderr.
+        line: The line of the terminal that the first bar is on, from 0.
+        bars: 2: rounds and hospitals; 1: rounds.
 
     Example:
         >>> with Progress(rounds=2, quiet=True) as progress:
@@ -35,10 +41,20 @@ class Progress:
         ...     progress.dice(0.71)
     """
 
-    def __init__(self, *, rounds: int, start: int = 0, quiet: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        start: int = 0,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        line: int = 0,
+        bars: Literal[1, 2] = 2,
+    ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._quiet = quiet or not _is_terminal(self._stream)
         self._rounds, self._start, self._current = rounds, start, start
+        self._line, self._bars = line, bars
         self._begun = 0  # hospitals of this round
         self._drawn = 0.0  # when the numbers were last drawn
         self._loss: float | None = None
@@ -94,8 +110,11 @@ class Progress:
                     bar.disable = True
 
     def _open(self) -> None:
-        self._round_bar = self._bar(total=self._rounds, initial=self._start, desc="rounds", unit="round", position=0)
-        self._hospital_bar = self._bar(total=0, desc="hospitals", unit="hospital", position=1, leave=False)
+        rounds = {"total": self._rounds, "initial": self._start, "desc": "rounds", "unit": "round"}
+        self._round_bar = self._bar(**rounds, position=self._line, leave=self._line == 0)
+        if self._bars == 2:
+            hospitals = {"total": 0, "desc": "hospitals", "unit": "hospital"}
+            self._hospital_bar = self._bar(**hospitals, position=self._line + 1, leave=False)
 
     def _bar(self, **settings: Any) -> tqdm[Any]:
         return tqdm(file=self._stream, dynamic_ncols=True, **settings)
@@ -128,51 +147,143 @@ class Progress:
     def _postfix(self) -> None:
         shown = {"Dice": self._dice, "loss": self._loss}
         values = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
+        values["memory"] = memory_text()
         if self._round_bar is not None:
             self._round_bar.set_postfix(values)
         self._drawn = time.monotonic()
 
 
 class SweepProgress:
-    """A bar for the runs of a sweep, above the bars of the run that is going on.
+    """How far a sweep is: a bar for its runs above one for the rounds of the run that is going on.
+
+    Where stderr is no terminal, as in a log of a cluster, a line on stdout for every run that is over.
 
     Args:
         cells: Runs there are.
         quiet: Show nothing, also on a terminal.
         stream: Where to draw; None: stderr.
+        lines: Where to write lines; None: stdout.
+
+    Example:
+        >>> with SweepProgress(cells=3) as progress:
+        ...     progress.skip(1)
+        ...     progress.begin("flap_sam, seed 0")
+        ...     progress.over("flap_sam, seed 0: Dice 0.712, 12 s")
+        [2/3] flap_sam, seed 0: Dice 0.712, 12 s
     """
 
-    def __init__(self, *, cells: int, quiet: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        cells: int,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        lines: TextIO | None = None,
+    ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._quiet = quiet or not _is_terminal(self._stream)
-        self._cells, self._begun = cells, 0
+        self._lines = lines
+        self._quiet = quiet
+        self._draws = not quiet and _is_terminal(self._stream)
+        self._cells, self._done = cells, 0
         self._bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Self:
-        if not self._quiet:
-            self._bar = tqdm(total=self._cells, desc="cells", unit="cell", file=self._stream, dynamic_ncols=True)
+        self._draw(self._open)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._draw(self._close)
+
+    def skip(self, count: int) -> None:
+        """So many runs were over before: they count, but say nothing about the time that the others will take."""
+        self._done += count
+        self._draw(lambda: self._leap(count))
+
+    def begin(self, name: str) -> None:
+        """A run begins."""
+        self._draw(lambda: self._show(name))
+
+    def over(self, text: str) -> None:
+        """A run is over, with what there is to say about it."""
+        self._done += 1
+        self._draw(self._move)
+        self._say(self._numbered(text))
+
+    def failed(self, text: str) -> None:
+        """A run failed, with the reason: said on a terminal too."""
+        self._done += 1
+        self._draw(self._move)
+        self.message(self._numbered(text))
+
+    def message(self, text: str) -> None:
+        """A line above the bars; on stdout where there are none."""
+        if self._draws:
+            self._draw(lambda: tqdm.write(text, file=self._stream))
+        else:
+            self._say(text)
+
+    def bars(self, **settings: Any) -> Progress:
+        """The bar of one run."""
+        return Progress(stream=self._stream, line=1, bars=1, **settings)
+
+    def _numbered(self, text: str) -> str:
+        return f"[{self._done}/{self._cells}] {text}"
+
+    def _say(self, text: str) -> None:
+        if not (self._quiet or self._draws):
+            print(text, file=self._lines, flush=True)
+
+    def _draw(self, action: Callable[[], object]) -> None:
+        """Does one thing to the terminal; falls silent for good when the terminal is gone."""
+        if not self._draws:
+            return
+        try:
+            action()
+        except (OSError, ValueError):
+            self._draws, self._quiet = False, True
+            if self._bar is not None:
+                self._bar.disable = True
+
+    def _open(self) -> None:
+        bar: dict[str, Any] = {"total": self._cells, "desc": "runs", "unit": "run", "position": 0}
+        self._bar = tqdm(file=self._stream, dynamic_ncols=True, **bar)
+
+    def _leap(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.initial += count
+            self._bar.n += count
+            self._bar.refresh()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def cell(self, name: str) -> None:
-        """A run begins; the one before it is over."""
+    def _show(self, name: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._begun - self._bar.n)
             self._bar.set_postfix_str(name)
-        self._begun += 1
 
-    def bars(self, **settings: Any) -> Progress:
-        """The bars of one run."""
-        return Progress(stream=self._stream, **settings)
+    def _move(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._done - self._bar.n)
 
-    def message(self, text: str) -> None:
-        """A line above the bars."""
-        tqdm.write(text, file=self._stream)
+
+def memory_text() -> str:
+    """The most memory that tensors took of a CUDA device so far, else what the process takes of the machine now."""
+    torch = sys.modules.get("torch")  # not imported for a bar
+    if torch is not None and torch.cuda.is_initialized():
+        return bytes_text(torch.cuda.max_memory_allocated())
+    return bytes_text(_resident_bytes())
+
+
+def _resident_bytes() -> int:
+    """Bytes of memory of this process; where the system does not say, the most it ever had."""
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * resource.getpagesize()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,12 @@ import torch
 from .assembly import Assembled, Located, assemble, locate
 from .assessment import HELD_SPLITS, SPLITS, Keepsakes, assess
 from .checkpoint import Checkpoint
+from .common_numbers import common_numbers
 from .cross_site import assess_across
 from .engine import asked_for, settle
 from .federation import Round, Rows, Stopwatch, joined, run_round
 from .files import write_json, write_text
+from .out_of_memory import memory_errors
 from .progress import Progress
 from .recording import instrument_rows, record_updates
 from .report import write_report
@@ -25,6 +27,7 @@ from .resident import Resident
 from .rundir import HELD, RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .runtime import prepare_device
 from .summary import summarise_run
+from .tensorboard import check_log, log_afterwards, logged
 
 if TYPE_CHECKING:
     from .config import Experiment
@@ -47,10 +50,6 @@ class Outcome:
     held: bool = False
 
 
-class OutOfMemoryError(ValueError):
-    """The device or the machine has no memory left; says what to lower."""
-
-
 def run(
     experiment: Experiment,
     *,
@@ -64,6 +63,8 @@ def run(
     resident: Resident | None = None,
     progress: Callable[..., Progress] = Progress,
     hold_test: bool = False,
+    cell: Mapping[str, Any] | None = None,
+    log: str | None = None,
 ) -> Outcome:
     """Runs an experiment, or goes on with it, or finds that it is finished.
 
@@ -80,59 +81,77 @@ def run(
         progress: Makes the bars.
         hold_test: Stop before test volumes are scored; needs ``evaluation.test: last``. Without it the same run goes on
             there later.
+        cell: Its place in a sweep, for the manifest.
+        log: Where else rows are written: ``tensorboard``, or None.
 
     Raises:
         ValueError: bad input, with where and how to mend it. What was finished stays.
-        OutOfMemoryError: a ValueError too.
+        OutOfMemoryError: there is no memory left; a ValueError too.
+        InUseError: another process works on the run; a ValueError too.
         OSError: the disk is full or not writable.
     """
     if hold_test and experiment.evaluation.test != "last":
         raise ValueError("evaluation.test: expected 'last' in a run whose test volumes wait, got 'due'")
+    check_log(log)
     device = prepare_device(experiment.runtime)
     located = locate(experiment, data, resident)
     directory, config = run_directory(experiment, located, out)
-    if directory.manifest is not None and directory.manifest["state"] == "finished":
-        return _finished_before(directory, environment(device), images, record_updates)
-    if hold_test and directory.manifest is not None and directory.manifest["state"] == HELD:
-        return Outcome(path=directory.path, already_finished=False, held=True)
+    if is_over(directory, hold_test=hold_test):
+        log_afterwards(directory, log)
+        return _over_before(directory, device, images, record_updates)
     with directory.locked():
+        if is_over(directory, hold_test=hold_test):  # by another process, meanwhile
+            return _over_before(directory, device, images, record_updates)
         record_updates = record_updates or directory.records_updates  # asked for before a kill in round 1
-        _begin(directory, experiment, config, located, device, allow_changed_environment, experiments_file)
+        _begin(directory, experiment, config, located, device, allow_changed_environment, experiments_file, cell)
         if record_updates:
             directory.update_manifest(record_updates=True)
-        try:
-            with _memory_errors():
-                assembled = assemble(as_begun(directory, experiment), located, device, quiet=quiet, resident=resident)
-                checkpoint = _work(directory, experiment, assembled, partial(progress, quiet=quiet), images)
-                if hold_test:
-                    directory.update_manifest(state=HELD)
-                else:
-                    _finish(directory, assembled, checkpoint, images)
-        except BaseException as error:
-            _record_failure(directory, error)
-            raise
+        make = partial(assemble, as_begun(directory, experiment), located, device, quiet=quiet, resident=resident)
+        with _recorded(directory), memory_errors(experiment, device), logged(directory, log):
+            _complete(directory, make, partial(progress, quiet=quiet), images, hold_test)
     return Outcome(path=directory.path, already_finished=False, held=hold_test)
 
 
+def is_over(directory: RunDirectory, *, hold_test: bool) -> bool:
+    """Whether nothing is left to do but perhaps a report: it is finished, or waits where it is to wait."""
+    state = None if directory.manifest is None else directory.manifest["state"]
+    return state == "finished" or (hold_test and state == HELD)
+
+
+def _over_before(directory: RunDirectory, device: torch.device, images: bool, record_updates: bool) -> Outcome:
+    """What there is to say of a run that is over."""
+    if (directory.manifest or {})["state"] == HELD:
+        return Outcome(path=directory.path, already_finished=False, held=True)
+    return _finished_before(directory, environment(device), images, record_updates)
+
+
 @contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turns what torch and Python say when there is no memory into one error that says what to lower."""
+def _recorded(directory: RunDirectory) -> Iterator[None]:
+    """Says in the manifest what stopped the run; a full disk must not hide the error itself."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not _no_memory(error):
-            raise
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise OutOfMemoryError(
-            "out of memory: lower training.batch_size, evaluation.batch_size, runtime.features_mb, runtime.stack (or "
-            "runtime.cohort=sequential), windows.depth or model.image_size, keep windows on the host "
-            f"(runtime.windows=host), or set training.precision=bf16 ({detail})"
-        ) from error
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with suppress(OSError):
+            directory.update_manifest(state=state, error=f"{type(error).__name__}: {error}", finished=now())
+        raise
 
 
-def _no_memory(error: BaseException) -> bool:
-    words = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in words)
+def _complete(
+    directory: RunDirectory,
+    make: Callable[[], Assembled],
+    bars: Callable[..., Progress],
+    images: bool,
+    hold_test: bool,
+) -> None:
+    """All that is left of a run. Tensors are held here and below, where an error is freed of them."""
+    assembled = make()
+    checkpoint = _work(directory, assembled, bars, images)
+    if hold_test:  # after a kill there may be scores of test volumes, which wait again until a value is selected
+        directory.drop(checkpoint.round, HELD_SPLITS)
+        directory.update_manifest(state=HELD)
+    else:
+        _finish(directory, assembled, checkpoint, images)
 
 
 def _finished_before(directory: RunDirectory, here: Mapping[str, Any], images: bool, record_updates: bool) -> Outcome:
@@ -166,6 +185,7 @@ def _begin(
     device: torch.device,
     allow_changed_environment: bool,
     experiments_file: str | None,
+    cell: Mapping[str, Any] | None,
 ) -> None:
     """Writes config and manifest, or checks that an interrupted run may go on here."""
     from .yaml12 import dump
@@ -186,6 +206,7 @@ def _begin(
             data_hash=located.data_hash,
             weights_hash=located.weights_hash,
             experiments_file=experiments_file,
+            cell=cell,
         )
         write_json(directory.path / "manifest.json", manifest)
         return
@@ -198,16 +219,12 @@ def _begin(
     directory.update_manifest(state="running", error=None, continued=continued, compile=compiled)
 
 
-def _work(
-    directory: RunDirectory,
-    experiment: Experiment,
-    assembled: Assembled,
-    bars: Callable[..., Progress],
-    images: bool,
-) -> Checkpoint:
+def _work(directory: RunDirectory, assembled: Assembled, bars: Callable[..., Progress], images: bool) -> Checkpoint:
     """All rounds that are left."""
+    experiment = assembled.experiment
     engine = settle(directory.manifest or {}, experiment.runtime, assembled.federated, assembled.initial.server)
-    directory.update_manifest(**engine.recorded)
+    drawn = common_numbers(assembled.federated, experiment.rounds)
+    directory.update_manifest(**engine.recorded, common_numbers=drawn)
     assembled = replace(assembled, federated=replace(assembled.federated, stack=engine.stack))
     checkpoint = _resume(directory, assembled)
     with bars(rounds=experiment.rounds, start=checkpoint.round) as progress:
@@ -369,15 +386,6 @@ def _finish(directory: RunDirectory, assembled: Assembled, checkpoint: Checkpoin
     write_json(directory.path / "summary.json", summary if guarantee is None else {**summary, "privacy": guarantee})
     directory.update_manifest(state="finished", finished=now(), features=asdict(assembled.features.use))
     write_report(directory.path, images=images)
-
-
-def _record_failure(directory: RunDirectory, error: BaseException) -> None:
-    """Says in the manifest what stopped the run; a full disk must not hide the error itself."""
-    state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    try:
-        directory.update_manifest(state=state, error=f"{type(error).__name__}: {error}", finished=now())
-    except OSError:
-        return
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

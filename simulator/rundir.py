@@ -7,14 +7,13 @@ folder.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -26,6 +25,7 @@ import torch
 
 from .checkpoint import Checkpoints
 from .files import append_lines, cut_lines, drop_lines, read_json, read_lines, remove_unfinished, write_json
+from .locks import held
 
 HELD = "held"
 """The state of a run whose rounds are done and whose test volumes wait."""
@@ -42,10 +42,14 @@ class RunDirectory:
 
     Args:
         path: Its folder.
+
+    Attributes:
+        log: Told of rows after they were added (:mod:`.tensorboard`); does nothing by itself.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.log: Callable[[Mapping[str, list[dict[str, Any]]]], None] = lambda rows: None
         self.checkpoints = Checkpoints(path / "checkpoint")
 
     @property
@@ -67,9 +71,10 @@ class RunDirectory:
         write_json(self.path / "manifest.json", {**(self.manifest or {}), **changes})
 
     def append(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Adds rows by file: ``{"metrics": [...], "ledger": [...]}``."""
+        """Adds rows by file, ``{"metrics": [...], "ledger": [...]}``, and tells the log."""
         for name, lines in rows.items():
             append_lines(self.path / f"{name}.jsonl", lines)
+        self.log(rows)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """All rows of one file."""
@@ -83,22 +88,18 @@ class RunDirectory:
     def drop(self, number: int, splits: Sequence[str]) -> None:
         """Drops the scores of splits after a round, all or part of which were written before a kill."""
         if splits:
-            for name in ("metrics", "cases", "across"):
+            for name in ("metrics", "cases"):
                 drop_lines(self.path / f"{name}.jsonl", number, splits)
+            drop_lines(self.path / "across.jsonl", number, ("validation", *splits))  # it is written whole, at the end
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps a second process out while this one works.
 
         Raises:
-            ValueError: another process holds the run.
+            InUseError: another process holds the run; a ValueError too.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"{self.path}: another process is working on this run; wait for it") from error
+        with held(self.path):
             remove_unfinished(self.path)
             yield
 
@@ -161,6 +162,7 @@ def new_manifest(experiment: str, identity: str, environment: Mapping[str, Any],
         "wardround": metadata.version("wardround"),
         "environment": dict(environment),
         "continued": [],
+        "cleaned": [],
         "command": shlex.join(["wardround", *sys.argv[1:]]),
         "state": "running",
         "error": None,

@@ -5,24 +5,44 @@
     validate all -> plan.json -> every cell: skip | go on | run -> select on validation -> score test -> report
 
 A cell is an ordinary run in an ordinary run directory: it is skipped, continued and verified like any other. What
-stops one cell does not stop the others.
+stops one cell does not stop the others; only a full disk, which would stop them all, stops the sweep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import errno
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from .assembly import Located, locate
 from .builder import ConfigError
+from .estimate import headline
+from .files import read_json
+from .locks import InUseError
+from .out_of_memory import OutOfMemoryError, release
 from .plan import Cell, Plan, Variant
 from .progress import SweepProgress
+from .report_page import number_text, seconds_text
 from .resident import Resident
-from .run import run, run_directory
+from .results import RunRecords, mean
+from .run import is_over, run, run_directory
+from .rundir import RunDirectory
 from .sweep_folder import forget_failure, record_failure, write_plan
 from .sweep_records import SweepRecords
 from .sweep_report import write_sweep_report
+from .sweep_results import SweepResults, analyse, results_json
+from .tensorboard import check_log, log_afterwards
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says where nothing more can be written: full disk, quota, limit on files, read-only disk."""
+
+
+class NoSpaceError(ValueError):
+    """Nothing can be written any more; no other run would fare better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +52,21 @@ class SweepOutcome:
     Args:
         path: Its folder.
         report: Its page.
-        finished: Runs of this process that are finished now, or wait because another value was selected.
+        records: All its runs, those of other processes too.
+        results: What they found out.
+        did: Runs that were worked on, and not only found finished.
         failed: Names of the runs that failed, with the reason.
-        elsewhere: Runs that count and are not finished, and are not this process's.
+        busy: Names of runs that another process works on.
+        elsewhere: Runs that count and are not finished, and are not this part's.
     """
 
     path: Path
     report: Path
-    finished: int
+    records: SweepRecords
+    results: SweepResults
+    did: int
     failed: dict[str, str]
+    busy: tuple[str, ...]
     elsewhere: int
 
 
@@ -51,7 +77,7 @@ class How:
     Args:
         data: Folder of the data.
         out: Folder of all runs.
-        quiet: No bars.
+        quiet: No bars, no lines.
         images: Keep slices of test volumes for the reports.
         allow_changed_environment: Go on with runs that another code or machine began.
         experiments_file: Where the sweep was defined.
@@ -77,30 +103,45 @@ def run_sweep(plan: Plan, how: How, shard: tuple[int, int] = (1, 1)) -> SweepOut
 
     Raises:
         ConfigError: every problem of data and settings that can be found before the first run.
+        NoSpaceError: nothing can be written any more; a ValueError too.
     """
+    check_log(how.log)
     mine = plan.shard(*shard)
+    names = {cell.key for variant in mine for cell in variant.cells}
+    cells = [cell for cell in plan.cells if cell.key in names]
     resident = Resident()
     paths = folders(plan, how, resident)
     folder = how.out / plan.name
-    write_plan(folder, plan, paths, experiments_file=how.experiments_file)
-    failed: dict[str, str] = {}
-    cells = [cell for cell in plan.cells if any(cell in variant.cells for variant in mine)]
-    with SweepProgress(cells=len(cells), quiet=how.quiet) as progress:
-        for cell in cells:
-            _run_cell(cell, how, resident, folder, progress, failed, hold_test=cell.choice is not None)
-        for variant in mine:
-            for cell in selected(folder, variant):
-                _run_cell(cell, how, resident, folder, progress, failed, hold_test=False)
+    changed = write_plan(folder, plan, paths, experiments_file=how.experiments_file)
+    scored_later = sum(len({cell.seed for cell in variant.cells}) for variant in mine if variant.tuned)
+    with SweepProgress(cells=len(cells) + scored_later, quiet=how.quiet) as progress:
+        for line in filter(None, (headline(plan, paths, how.out), changed)):
+            progress.message(line)
+        worker = _Worker(plan=plan, how=how, resident=resident, folder=folder, paths=paths, progress=progress)
+        worker.work(cells, hold_test=True)
+        if scored_later:
+            worker.work(selected(SweepRecords.load(folder), mine), hold_test=False)
     records = SweepRecords.load(folder)
-    report = write_sweep_report(records, images=how.images)
-    own = {cell.key for cell in cells}
+    results = analyse(records)
+    report = folder / "report.html"
+    if worker.did or changed or not how.images or not (report.exists() and _is_told(folder, results)):
+        report = write_sweep_report(records, images=how.images)
     return SweepOutcome(
         path=folder,
         report=report,
-        finished=len(cells) - len(failed),
-        failed=failed,
-        elsewhere=sum(cell.key not in own for cell in records.unfinished),
+        records=records,
+        results=results,
+        did=len(worker.did),
+        failed=worker.failed,
+        busy=tuple(worker.busy),
+        elsewhere=sum(cell.key not in names for cell in records.unfinished),
     )
+
+
+def _is_told(folder: Path, results: SweepResults) -> bool:
+    """Whether the report is of these results; it is not where runs of other machines were copied here."""
+    written = folder / "results.json"
+    return written.is_file() and read_json(written) == results_json(results)
 
 
 def folders(plan: Plan, how: How, resident: Resident) -> dict[str, str]:
@@ -133,42 +174,127 @@ def _check_validation(cell: Cell, located: Located) -> None:
         )
 
 
-def selected(folder: Path, variant: Variant) -> Sequence[Cell]:
-    """The cells of a variant at the selected value; none where nothing is selected, or not yet."""
-    if not variant.tuned:
-        return []
-    choice = SweepRecords.load(folder).named(variant.name).choice
-    return [] if choice is None else [cell for cell in variant.cells if cell.choice == choice]
+def selected(records: SweepRecords, variants: Sequence[Variant]) -> list[Cell]:
+    """The cells of variants at the value that was selected; none where nothing is selected, or not yet."""
+    tuned = [variant for variant in variants if variant.tuned]
+    chosen = {cell.key for variant in tuned for cell in records.named(variant.name).chosen}
+    return [cell for variant in tuned for cell in variant.cells if cell.key in chosen]
 
 
-def _run_cell(
-    cell: Cell,
-    how: How,
-    resident: Resident,
-    folder: Path,
-    progress: SweepProgress,
-    failed: dict[str, str],
-    *,
-    hold_test: bool,
-) -> None:
-    """One run. What stops it is written down, and is no reason to stop the sweep."""
-    progress.cell(cell.key)
-    try:
-        run(
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """Makes runs one after the other, and keeps what became of them.
+
+    Args:
+        plan: The sweep.
+        how: How they are made.
+        resident: What they share.
+        folder: The sweep's.
+        paths: Folder of every run by its cell's key, relative to the folder of all runs.
+        progress: Where they are announced.
+        did: Names of those that were worked on.
+        failed: Names of those that failed, with the reason.
+        busy: Names of those that another process works on.
+    """
+
+    plan: Plan
+    how: How
+    resident: Resident
+    folder: Path
+    paths: dict[str, str]
+    progress: SweepProgress
+    did: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    busy: list[str] = field(default_factory=list)
+
+    def work(self, cells: Collection[Cell], *, hold_test: bool) -> None:
+        """What is left of some cells; those that another process works on are tried again once at the end.
+
+        Args:
+            cells: The cells.
+            hold_test: Test volumes wait where a setting is selected.
+        """
+        left = [cell for cell in cells if not self._is_over(cell, hold_test)]
+        self.progress.skip(len(cells) - len(left))
+        again = [cell for cell in left if not self._attempt(cell, hold_test)]
+        for cell in again:
+            if not self._attempt(cell, hold_test):
+                self.busy.append(cell.key)
+
+    def _is_over(self, cell: Cell, hold_test: bool) -> bool:
+        """Whether nothing is left to do, as its manifest says; what is known of an earlier failure is then old."""
+        directory = RunDirectory(self.how.out / self.paths[cell.key])
+        hold = hold_test and cell.choice is not None
+        over = is_over(directory, hold_test=hold) and (hold or (directory.path / "report.html").exists())
+        if over:
+            forget_failure(self.folder, cell)
+            log_afterwards(directory, self.how.log)
+        return over
+
+    def _attempt(self, cell: Cell, hold_test: bool) -> bool:
+        """One run. What stops it is written down, and is no reason to stop the sweep; False where others work on it."""
+        self.progress.begin(cell.key)
+        begun = time.monotonic()
+        forget_failure(self.folder, cell)
+        try:
+            path = self._run(cell, hold_test and cell.choice is not None)
+        except InUseError:
+            self.progress.message(f"{cell.key}: another process works on it")
+            return False
+        except Exception as error:
+            self._fail(cell, error)
+            return True
+        self.did.add(cell.key)
+        self.progress.over(f"{cell.key}: {_said(path)}, {seconds_text(time.monotonic() - begun)}")
+        return True
+
+    def _run(self, cell: Cell, hold_test: bool) -> Path:
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+        place = {"sweep": self.plan.name, "variant": cell.variant, "seed": cell.seed, "choice": cell.choice}
+        outcome = run(
             cell.experiment,
-            data=how.data,
-            out=how.out,
-            quiet=how.quiet,
-            images=how.images,
-            allow_changed_environment=how.allow_changed_environment,
-            experiments_file=how.experiments_file,
-            resident=resident,
-            progress=progress.bars,
+            data=self.how.data,
+            out=self.how.out,
+            quiet=self.how.quiet,
+            images=self.how.images,
+            allow_changed_environment=self.how.allow_changed_environment,
+            experiments_file=self.how.experiments_file,
+            resident=self.resident,
+            progress=self.progress.bars,
             hold_test=hold_test,
+            cell=place,
+            log=self.how.log,
         )
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        failed[cell.key] = f"{type(error).__name__}: {error}"
-        record_failure(folder, cell, error)
-        progress.message(f"{cell.key} failed: {error}")
-    else:
-        forget_failure(folder, cell)
+        return outcome.path
+
+    def _fail(self, cell: Cell, error: Exception) -> None:
+        """Writes down what stopped a run, and lets go of all that it held."""
+        _stop_without_space(error)
+        self.did.add(cell.key)
+        self.failed[cell.key] = record_failure(self.folder, cell, self.paths[cell.key], error)
+        if isinstance(error, OutOfMemoryError):
+            self.resident.clear()  # the next run finds its own data again; those of this one may have been too many
+        release(error)
+        self.progress.failed(f"{cell.key}: failed: {self.failed[cell.key]}")
+
+
+def _stop_without_space(error: BaseException) -> None:
+    """Raises NoSpaceError where an error, or one behind it, says that nothing more can be written."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno in NO_SPACE:
+            where = f": {behind.filename}" if behind.filename else ""
+            raise NoSpaceError(
+                f"{behind.strerror}{where}. The sweep stopped here, as no other run could be written either; make "
+                "room (`wardround clean` removes the checkpoints of finished runs) and give the same command again"
+            ) from error
+        behind = behind.__cause__ or behind.__context__
+
+
+def _said(path: Path) -> str:
+    """The score of a run that is over: on test volumes, or on validation volumes where the others wait."""
+    records = RunRecords.load(path)
+    if records.finished:
+        return f"Dice {number_text(mean(score.dice for score in records.final()))}"
+    return f"validation Dice {number_text(mean(score.dice for score in records.final('validation')))}"

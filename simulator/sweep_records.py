@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from .files import file_stem, read_json
+from .locks import is_held
 from .results import RunRecords, mean
 
 PLAN = "plan.json"
@@ -31,7 +32,7 @@ class CellRecord:
         choice: The value of the selected setting, None where nothing is selected.
         path: Its run directory, there or not.
         state: ``finished``; ``held``: its test volumes wait for the selection; ``running``, ``interrupted``,
-            ``failed``; ``missing``: not begun, or on another machine.
+            ``failed``; ``missing``: not begun, or on another machine. A killed run is ``interrupted``.
         error: What stopped it.
         records: What it measured, None where it is missing.
     """
@@ -46,9 +47,25 @@ class CellRecord:
     records: RunRecords | None = None
 
     @property
+    def measured(self) -> RunRecords:
+        """What it measured, of a run that is there."""
+        assert self.records is not None
+        return self.records
+
+    @property
+    def failed(self) -> bool:
+        """Whether it stopped with an error."""
+        return self.state == "failed"
+
+    @property
     def validation_dice(self) -> float | None:
-        """Mean over the hospitals of the Dice of their validation volumes after the last round."""
-        if self.records is None or self.state not in ("finished", "held"):
+        """Mean over the hospitals of the Dice of their validation volumes after the last round.
+
+        A run that failed when its test volumes were scored has it too.
+        """
+        if self.records is None or self.state not in ("finished", "held", "failed"):
+            return None
+        if self.failed and self.records.last_evaluation("validation") != self.records.config["rounds"]:
             return None
         return mean(score.dice for score in self.records.final("validation"))
 
@@ -72,28 +89,72 @@ class VariantRecord:
     cells: tuple[CellRecord, ...]
 
     @cached_property
-    def choice(self) -> Any:
-        """The selected value, None where nothing is selected or not all runs have their validation scores yet."""
-        choices = [cell.choice for place, cell in enumerate(self.cells) if cell.choice not in self._before(place)]
-        return best_choice([(choice, self._validation(choice)) for choice in choices])
+    def values(self) -> tuple[Any, ...]:
+        """The values that are tried, none where nothing is selected."""
+        choices = [cell.choice for cell in self.cells if cell.choice is not None]
+        return tuple(choice for place, choice in enumerate(choices) if choice not in choices[:place])
 
-    def _before(self, place: int) -> list[Any]:
-        return [cell.choice for cell in self.cells[:place]]
+    @cached_property
+    def choice(self) -> Any:
+        """The selected value: that with the best mean validation Dice, the first one of equals.
+
+        None where nothing is selected, and as long as a run is still to come. A value that failed with a seed cannot be
+        compared and is left out (:attr:`left_out`).
+        """
+        compared = [value for value in self.values if value not in self.left_out]
+        return best_choice([(value, self._validation(value)) for value in compared])
+
+    @cached_property
+    def left_out(self) -> tuple[Any, ...]:
+        """The values that failed with a seed before they could be compared."""
+        return tuple(value for value in self.values if any(map(_uncompared, self._at(value))))
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the selected value is the smallest or largest that was tried: a better one may lie beyond.
+
+        False for values that are no numbers.
+        """
+        numbers = [value for value in self.values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if self.choice is None or len(numbers) < len(self.values):
+            return False
+        return bool(self.choice in (min(numbers), max(numbers)))
+
+    @property
+    def selection_warnings(self) -> tuple[str, ...]:
+        """What a reader has to know of how the value was selected."""
+        failed = [f"{cell.key}: {cell.error}" for cell in self.cells if cell.choice is not None and _uncompared(cell)]
+        found = [f"left out of the selection, as it failed: {text}" for text in failed]
+        if self.at_edge:
+            tried = ", ".join(map(str, self.values))
+            found.append(f"{self.choice} was selected at the edge of what was tried ({tried}): try beyond it")
+        return tuple(found)
+
+    @property
+    def tuning_runs(self) -> int:
+        """The tuning budget: runs that the value was selected from, 0 where nothing is selected."""
+        return sum(cell.choice is not None for cell in self.cells)
+
+    def _at(self, choice: Any) -> tuple[CellRecord, ...]:
+        return tuple(cell for cell in self.cells if cell.choice == choice)
 
     def _validation(self, choice: Any) -> list[float | None]:
-        return [cell.validation_dice for cell in self.cells if cell.choice == choice]
+        return [cell.validation_dice for cell in self._at(choice)]
 
     @property
     def chosen(self) -> tuple[CellRecord, ...]:
         """The runs that count, seed by seed: those at the selected value; all where nothing is selected."""
-        if all(cell.choice is None for cell in self.cells):
-            return self.cells
-        return tuple(cell for cell in self.cells if cell.choice == self.choice)
+        return self._at(self.choice) if self.values else self.cells
 
     @property
     def finished(self) -> tuple[CellRecord, ...]:
         """The finished ones of the runs that count."""
         return tuple(cell for cell in self.chosen if cell.state == "finished")
+
+
+def _uncompared(cell: CellRecord) -> bool:
+    """Whether a run failed without a score on validation volumes."""
+    return cell.failed and cell.validation_dice is None
 
 
 def best_choice(scores: Sequence[tuple[Any, Sequence[float | None]]]) -> Any:
@@ -196,11 +257,10 @@ def _variants(plan: Mapping[str, Any], cells: Iterable[CellRecord]) -> list[Vari
 def _cell(folder: Path, entry: Mapping[str, Any]) -> CellRecord:
     path = folder.parent / entry["path"]
     records = RunRecords.load(path) if (path / "manifest.json").is_file() else None
-    failure = folder / FAILURES / f"{file_stem(entry['key'])}.json"
-    state: State = "missing" if records is None else records.manifest["state"]
-    error = None if records is None else records.manifest.get("error")
-    if failure.is_file() and state not in ("finished", "held"):
-        state, error = "failed", read_json(failure, ("error",))["error"]
+    state, error = _state(path, {} if records is None else records.manifest)
+    failure = failure_of(folder, entry["key"], entry["path"])
+    if failure is not None and state not in ("finished", "held", "running"):
+        state, error = "failed", failure["error"]
     return CellRecord(
         key=entry["key"],
         variant=entry["variant"],
@@ -211,3 +271,31 @@ def _cell(folder: Path, entry: Mapping[str, Any]) -> CellRecord:
         error=error,
         records=records,
     )
+
+
+def _state(path: Path, manifest: Mapping[str, Any]) -> tuple[State, str | None]:
+    """How far a run is, and what stopped it. One that says it is running was killed where no process works on it."""
+    state: State = manifest.get("state", "missing")
+    if state == "running" and not is_held(path):
+        return "interrupted", "killed"
+    return state, manifest.get("error")
+
+
+def failure_of(folder: Path, key: str, path: str) -> Mapping[str, Any] | None:
+    """What stopped a run of a sweep, None where nothing did.
+
+    Args:
+        folder: The sweep's.
+        key: Name of the run within it.
+        path: Folder of the run as the plan has it: a run of the same name in an earlier plan is another one.
+    """
+    file = failure_file(folder, key)
+    if not file.is_file():
+        return None
+    failure: Mapping[str, Any] = read_json(file, ("error", "path"))
+    return failure if failure["path"] == path else None
+
+
+def failure_file(folder: Path, key: str) -> Path:
+    """Where it is written what stopped a run of a sweep."""
+    return folder / FAILURES / f"{file_stem(key)}.json"

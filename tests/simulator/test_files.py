@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from wardround.simulator.files import append_lines, cut_lines, remove_unfinished, write_bytes, write_json
+from wardround.simulator.files import append_lines, cut_lines, drop_lines, remove_unfinished, write_bytes, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -26,6 +26,30 @@ def test_lines_after_a_round_are_cut_and_so_is_half_a_line(tmp_path: Path) -> No
         file.write('{"round": 2, "val')
     cut_lines(path, 2)
     assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [0.5, 0.6]
+
+
+def test_lines_of_splits_of_a_round_are_dropped_and_so_is_half_a_line(tmp_path: Path) -> None:
+    """Others keep their bytes: here spaces that no program of ours writes."""
+    path = tmp_path / "metrics.jsonl"
+    kept = [
+        '{"round":1, "split": "test"}',
+        '{"round": 2,   "split": "validation"}',
+        '{"round": 2, "split": null}',
+        '{"round": 2}',
+    ]
+    gone = ['{"round": 2, "split": "test"}', '{"round": 2, "split": "unseen"}']
+    path.write_text("\n".join([*gone, *kept]) + '\n{"round": 2, "spl')
+    drop_lines(path, 2, ("test", "unseen"))
+    assert path.read_text().splitlines() == kept
+    before = path.stat().st_mtime_ns
+    drop_lines(path, 2, ("test", "unseen"))
+    assert path.stat().st_mtime_ns == before  # nothing was left to drop
+    path.write_text("\n".join(kept) + '\n{"round": 2, "spl')
+    drop_lines(path, 2, ("test",))
+    assert path.read_text().splitlines() == kept
+    path.write_text('{"split": "test"}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: expected a JSON row with a round"):
+        drop_lines(path, 2, ("test",))
 
 
 def test_cutting_what_is_not_there_is_fine(tmp_path: Path) -> None:

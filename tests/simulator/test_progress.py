@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from wardround.simulator.progress import Progress
+from wardround.simulator.progress import Progress, SweepProgress, memory_text
 
 
 class Terminal(io.StringIO):
@@ -124,3 +124,80 @@ def test_calls_outside_the_block_do_nothing() -> None:
         progress.round(1)
     progress.step(loss=0.1)
     progress.dice(None)
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def whole_sweep(stream: io.StringIO, lines: io.StringIO, *, quiet: bool = False) -> None:
+    with SweepProgress(cells=4, quiet=quiet, stream=stream, lines=lines) as progress:
+        progress.message("4 runs")
+        progress.skip(1)
+        for name in ("north", "south"):
+            progress.begin(name)
+            with progress.bars(rounds=2, quiet=quiet) as bars:
+                bars.round(1, hospitals=3)
+                bars.hospital("hospital-1")
+                bars.round(2, hospitals=3)
+                bars.dice(0.25)
+            progress.over(f"{name}: Dice 0.250, 1.0 s")
+        progress.begin("east")
+        progress.failed("east: failed: why")
+
+
+def test_a_sweep_on_a_terminal_has_a_bar_for_runs_and_one_for_rounds() -> None:
+    stream, lines = Terminal(), io.StringIO()
+    whole_sweep(stream, lines)
+    text = stream.getvalue()
+    for part in (
+        "runs",
+        "1/4",
+        "4/4",
+        "north",
+        "rounds",
+        "2/2",
+        "Dice=0.250",
+        "memory=",
+        "B]",
+        "[4/4] east: failed: why",
+    ):
+        assert part in text
+    assert "hospital" not in text  # no third bar
+    assert "Dice 0.250, 1.0 s" not in text
+    assert lines.getvalue() == ""
+
+
+def test_a_sweep_elsewhere_has_a_line_per_run() -> None:
+    stream, lines = io.StringIO(), io.StringIO()
+    whole_sweep(stream, lines)
+    assert stream.getvalue() == ""
+    assert lines.getvalue() == (
+        "4 runs\n[2/4] north: Dice 0.250, 1.0 s\n[3/4] south: Dice 0.250, 1.0 s\n[4/4] east: failed: why\n"
+    )
+
+
+def test_a_quiet_sweep_says_nothing() -> None:
+    for stream in (Terminal(), io.StringIO()):
+        lines = io.StringIO()
+        whole_sweep(stream, lines, quiet=True)
+        assert (stream.getvalue(), lines.getvalue()) == ("", "")
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 5, 8, 13])
+def test_a_terminal_that_goes_away_does_not_stop_a_sweep(writes: int) -> None:
+    whole_sweep(BrokenPipe(writes), io.StringIO())
+    gc.collect()
+
+
+def test_skipped_runs_do_not_count_as_fast_ones() -> None:
+    """The rate, from which the time that is left is told, is of those that were worked on."""
+    with SweepProgress(cells=10, stream=Terminal()) as progress:
+        progress.skip(8)
+        bar = progress._bar
+        assert bar is not None
+        assert (bar.n, bar.initial) == (8, 8)
+
+
+def test_memory_is_a_size() -> None:
+    assert re.fullmatch(r"\d+(\.\d+)? [MG]B", memory_text())
