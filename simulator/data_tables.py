@@ -183,19 +183,6 @@ def _part(made: Table, columns: slice) -> Table:
     )
 
 
-def markdown(rows: Sequence[HospitalRow], classes: Sequence[str]) -> str:
-    """A Markdown table, its note below it.
-
-    Args:
-        rows: At least one.
-        classes: Names of the C classes.
-    """
-    made = table(rows, classes)
-    rule = ("---", *("---:" for _ in made.header[1:]))
-    lines = [made.header, rule, *made.rows, *made.footer]
-    return "\n".join([*(f"| {' | '.join(map(_escaped, line))} |" for line in lines), "", made.note])
-
-
 def _columns(classes: Sequence[str], validation: bool) -> dict[str, Callable[[HospitalRow], str]]:
     """What is above a column, and how a row fills it."""
     counts = ("train", "validation", "test") if validation else ("train", "test")
@@ -261,10 +248,6 @@ def _note(rows: Sequence[HospitalRow]) -> str:
     if missing:
         parts.append(f"{count_text(missing, 'case')} could not be measured.")
     return " ".join(parts)
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _cut(name: str, length: int) -> str:
@@ -348,7 +331,7 @@ def _draw(
     _bars(axes[0], rows)
     for number, (below, (title, values)) in enumerate(zip(axes[1:], panels, strict=True)):
         _strips(below, values)
-        below.set_ylabel(f"{_drawable(title, f'class {number + 1}')}, ml")
+        below.set_ylabel(f"{figures.drawable(title, f'class {number + 1}')}, ml")
     training = sum(row.role == "trains" for row in rows)
     for each in axes:
         each.grid(visible=False, axis="x")
@@ -402,7 +385,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 def _name_hospitals(axes: Axes, rows: Sequence[HospitalRow]) -> None:
     """Names below the axis, or numbers from 1 where names are many or not plain."""
-    names = [_drawable(_titled(row), "") for row in rows]
+    names = [figures.drawable(_titled(row), "") for row in rows]
     if len(rows) <= MAX_NAMES and all(names):
         slanted = sum(map(len, names)) + len(names) > 80
         turned: Any = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
@@ -413,8 +396,3 @@ def _name_hospitals(axes: Axes, rows: Sequence[HospitalRow]) -> None:
     axes.set_xticks(shown, [str(place + 1) for place in shown])
     tested = "" if all(row.role == "trains" for row in rows) else "; right of the dotted line: only tested"
     axes.set_xlabel(f"hospital, in the order of the table{tested}")
-
-
-def _drawable(name: str, otherwise: str) -> str:
-    """A name that every font has: plain ASCII, not too long."""
-    return _cut(name, 22).replace("…", "~") if name.isascii() and name.isprintable() else otherwise

@@ -1,13 +1,14 @@
 """Pictures of a report: charts as SVG text, overlays as PNG bytes; the same input gives the same bytes.
 
-No name from a run is ever drawn: legends are the page's job. Text and axes take the page's colour, so that one drawing
-serves light and dark. Needs no display.
+Names from a run are drawn where they name rows or columns (:func:`drawable`); legends are the page's job. Text and
+axes take the page's colour, so that one drawing serves light and dark. Needs no display.
 
 Legend: H rows, W columns of a slice.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -33,18 +34,36 @@ MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚",
 
 INK, FAINT = "#010203", "#040506"  # replaced by the page's colours after drawing
 
-Points = Sequence[tuple[int, float | None]]
+ON_WHITE: Mapping[object, str] = {INK: "#1c2024", FAINT: "#d6dbe0"}
+"""What they are in a file of its own."""
+
+Points = Sequence[tuple[float, float | None]]
 """``(round, value)``; None leaves a gap."""
+
+Axis = Literal["whole", "linear"]
+"""How an axis counts: in whole numbers or in any."""
+
+MANY_ROWS, MANY_COLUMNS = 40, 12
+"""Pictures with more rows or columns name some of them only, and write no numbers into their cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A course to draw: points, colour, marker ("" for none), width in points."""
+    """A course to draw.
+
+    Args:
+        points: Where it goes.
+        colour: Its own.
+        marker: matplotlib's, "" for none.
+        width: In points.
+        band: ``(x, low, high)``: an area in its colour behind it.
+    """
 
     points: Points
     colour: str
     marker: str = ""
     width: float = 1.6
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def line_chart(
@@ -69,16 +88,37 @@ def line_chart(
             values = [np.nan if value is None else value for _, value in line.points]
             (drawn,) = axes.plot(rounds, values, color=line.colour, marker=line.marker, linewidth=line.width)
             drawn.set(markersize=4.5, markevery=1 + len(rounds) // 16, clip_on=False)
+            _band(axes, line)
         if y_range is not None:
             axes.set_ylim(*y_range)
 
     return _chart(name, draw, y_label=y_label, small=small)
 
 
-def curve_chart(name: str, lines: Sequence[Line], *, x_label: str, y_label: str, logarithmic: bool = False) -> str:
+def curve_chart(
+    name: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    logarithmic: bool = False,
+    x_axis: Axis = "whole",
+    y_range: tuple[float, float] | None = None,
+    small: bool = False,
+) -> str:
     """Values over something other than rounds, on a logarithmic axis if wanted; returns an ``<svg>`` element.
 
     On a logarithmic axis values of 0 are left out.
+
+    Args:
+        name: Unique on the page; makes the ids of the drawing unique.
+        lines: What to draw, the last one on top.
+        x_label: Axis label with its unit.
+        y_label: The other one.
+        logarithmic: Whether the values are on a logarithmic axis.
+        x_axis: How the other axis counts.
+        y_range: Fixed range of the values' axis; None: what they need.
+        small: For many figures beside each other.
     """
 
     def draw(axes: Axes) -> None:
@@ -86,10 +126,19 @@ def curve_chart(name: str, lines: Sequence[Line], *, x_label: str, y_label: str,
             values = [np.nan if value is None or (logarithmic and value <= 0) else value for _, value in line.points]
             (drawn,) = axes.plot([x for x, _ in line.points], values, color=line.colour, marker=line.marker)
             drawn.set(markersize=4.5, linewidth=line.width, clip_on=False)
+            _band(axes, line)
         if logarithmic:
             axes.set_yscale("log")
+        if y_range is not None:
+            axes.set_ylim(*y_range)
 
-    return _chart(name, draw, y_label=y_label, x_label=x_label)
+    return _chart(name, draw, y_label=y_label, x_label=x_label, x_axis=x_axis, small=small)
+
+
+def _band(axes: Axes, line: Line) -> None:
+    if line.band:
+        across, low, high = zip(*line.band, strict=True)
+        axes.fill_between(across, low, high, color=line.colour, alpha=0.3, linewidth=0)
 
 
 def bar_chart(name: str, groups: Mapping[str, Points], *, y_label: str) -> str:
@@ -122,6 +171,7 @@ def _chart(
     *,
     y_label: str,
     x_label: str = "round",
+    x_axis: Axis = "whole",
     small: bool = False,
     from_zero: bool = False,
 ) -> str:
@@ -132,11 +182,125 @@ def _chart(
         draw(axes)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if small else 10, integer=True, min_n_ticks=1))
+        ticks = MaxNLocator(nbins=5 if small else 10, integer=x_axis == "whole", min_n_ticks=1)
+        axes.xaxis.set_major_locator(ticks)
         if from_zero:
             axes.set_ylim(bottom=0.0)
 
     return svg(name, draw_all, (3.1, 2.1) if small else (5.2, 3.1))
+
+
+def heat_map(
+    name: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    digits: int = 2,
+    value_range: tuple[float, float] | None = None,
+    row_label: str = "",
+    column_label: str = "",
+) -> str:
+    """Numbers as coloured cells, each with its number in it.
+
+    Args:
+        name: Unique on the page; makes the ids of the drawing unique.
+        rows: Names from top to bottom.
+        columns: Names from left to right.
+        values: For each row a value per column; None leaves the cell empty.
+        digits: Of the numbers in the cells.
+        value_range: The values that are dark blue and yellow (the map cividis); None: the lowest and highest there are.
+        row_label: What the rows are.
+        column_label: What the columns are.
+
+    Returns:
+        An ``<svg>`` element. With more than :data:`MANY_ROWS` or :data:`MANY_COLUMNS` it has no numbers.
+    """
+    numbers = np.array([[np.nan if value is None else value for value in row] for row in values], float)
+    numbers = numbers.reshape(len(rows), len(columns))
+    colours = _cell_colours(numbers, value_range)
+    few = len(rows) <= MANY_ROWS and len(columns) <= MANY_COLUMNS
+    width = max(5.2, 1.5 + 0.5 * min(len(columns), MANY_COLUMNS))
+
+    def draw(drawing: Figure) -> None:
+        axes = drawing.add_subplot()
+        axes.pcolormesh(colours, rasterized=not few)
+        if few:
+            _write_numbers(axes, numbers, colours, digits)
+        axes.set(ylim=(len(rows), 0), xlabel=column_label, ylabel=row_label)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        _name_ticks(axes.yaxis, rows, MANY_ROWS)
+        _name_ticks(axes.xaxis, columns, MANY_COLUMNS)
+        _fit_titles(axes, letters=int(12 * (width - 1.5) / min(len(columns), MANY_COLUMNS)))
+
+    return svg(name, draw, (width, 0.9 + 0.28 * min(len(rows), MANY_ROWS)), {"text.parse_math": False})
+
+
+def _cell_colours(numbers: NDArray[np.float64], value_range: tuple[float, float] | None) -> NDArray[np.float64]:
+    """(rows, columns, RGBA), see-through where there is no number."""
+    from matplotlib import colormaps
+
+    defined = numbers[np.isfinite(numbers)]
+    low, high = value_range or ((defined.min(), defined.max()) if defined.size else (0.0, 1.0))
+    share = (numbers - low) / (high - low) if high > low else np.where(np.isfinite(numbers), 0.5, np.nan)
+    colours: NDArray[np.float64] = np.asarray(colormaps["cividis"](np.clip(np.nan_to_num(share), 0, 1)), float)
+    colours[~np.isfinite(numbers)] = 0.0
+    return colours
+
+
+def _write_numbers(axes: Axes, numbers: NDArray[np.float64], colours: NDArray[np.float64], digits: int) -> None:
+    """Black or white, whichever stands out, in the middle of each cell; a dash in the page's colour where none is."""
+    for (row, column), value in np.ndenumerate(numbers):
+        defined = bool(np.isfinite(value))
+        text = f"{value:.{digits}f}" if defined else "–"
+        colour = readable_on(_hex(colours[row, column])) if defined else INK
+        axes.text(column + 0.5, row + 0.5, text, color=colour, ha="center", va="center", fontsize=9)
+
+
+def _name_ticks(axis: Any, names: Sequence[str], most: int) -> None:
+    """Each by its name; where they are too many, every second, fifth ... one."""
+    step = next(step for step in (1, 2, 5, *range(10, len(names) + 10, 10)) if len(names) <= step * most)
+    shown = range(0, len(names), step)
+    axis.set_ticks([place + 0.5 for place in shown], [drawable(names[place], f"#{place + 1}") for place in shown])
+
+
+def _fit_titles(axes: Axes, letters: int) -> None:
+    """Column titles of so many letters side by side: a word per line, or slanted where a word is longer."""
+    titles = axes.get_xticklabels()
+    if all(len(word) <= letters for title in titles for word in title.get_text().split()):
+        words = (title.get_text() for title in titles)
+        axes.set_xticks(
+            axes.get_xticks(), [text if len(text) <= letters else text.replace(" ", "\n") for text in words]
+        )
+    else:
+        for title in titles:
+            title.set(rotation=30, ha="right", rotation_mode="anchor")
+
+
+def drawable(name: str, otherwise: str) -> str:
+    """A name that every font has (plain ASCII, cut at 22 letters), or what to draw for another one."""
+    short = name if len(name) <= 22 else f"{name[:21]}~"
+    return short if name.isascii() and name.isprintable() else otherwise
+
+
+def readable_on(colour: str) -> str:
+    """Black or white, whichever stands out more on a colour."""
+    return max(("#000000", "#ffffff"), key=lambda text: contrast(text, colour))
+
+
+def contrast(one: str, other: str) -> float:
+    """How much two colours ``#rrggbb`` stand out, from 1 to 21; text needs 4.5. Source: WCAG 2.2, contrast ratio."""
+    low, high = sorted(map(_luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of ``#rrggbb``. Source: WCAG 2.2."""
+    rgb = _rgb(colour)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 Style = Mapping[str, object]
@@ -159,10 +323,55 @@ def svg(name: str, draw: Callable[[Figure], None], size: tuple[float, float], st
     return _inline(data.decode(), name)
 
 
+def with_legend(svg: str, entries: Sequence[tuple[str, str, str]]) -> str:
+    """A drawing of :func:`svg` with its legend below it, for where no page explains its marks.
+
+    Args:
+        svg: The drawing.
+        entries: ``(mark, colour, text)``; the colour may be ``inherit``.
+
+    Returns:
+        An ``<svg>`` element, as high as it needs to be.
+    """
+    if not entries:
+        return svg
+    box = svg.partition('viewBox="')[2].partition('"')[0]
+    left, top, width, height = map(float, box.split())
+    column = 6.5 * max(len(text) for _, _, text in entries) + 24
+    beside = max(1, min(len(entries), int((width - 8) // column)))
+    lines = []
+    for place, (mark, colour, text) in enumerate(entries):
+        x, y = 8 + column * (place % beside), height + 12 + 15 * (place // beside)
+        sign = f'<tspan fill="{colour.replace("inherit", "currentColor")}">{mark}</tspan>'
+        lines.append(f'<text x="{x:g}" y="{y:g}" fill="currentColor" {_LEGEND_FONT}>{sign} {html.escape(text)}</text>')
+    rows = -(-len(entries) // beside)
+    higher = svg.replace(box, f"{left:g} {top:g} {width:g} {height + 15 * rows + 4:g}", 1)
+    return higher.removesuffix("</svg>") + "\n".join([*lines, "</svg>"])
+
+
+_LEGEND_FONT = 'font-size="10" font-family="\'DejaVu Sans\', Verdana, Arial, Helvetica, sans-serif"'
+
+
+def standalone(svg: str) -> str:
+    """A drawing of :func:`svg` as a file of its own: fixed size, dark on white.
+
+    Args:
+        svg: What :func:`svg` returned, with or without a text alternative.
+
+    Returns:
+        The text of an SVG file.
+    """
+    _, _, width, height = svg.partition('viewBox="')[2].partition('"')[0].split()
+    opening, rest = svg.split(">", 1)
+    size = f' width="{width}pt" height="{height}pt">'
+    white = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    text = f'<?xml version="1.0" encoding="utf-8"?>\n{opening}{size}\n {white}{rest}\n'
+    return text.replace("currentColor", ON_WHITE[INK]).replace("var(--line)", ON_WHITE[FAINT])
+
+
 def png(draw: Callable[[Figure], None], size: tuple[float, float], style: Style | None = None) -> bytes:
     """A drawing as a PNG file, black on white; arguments as :func:`svg`."""
-    on_white: dict[object, str] = {INK: "#1c2024", FAINT: "#d6dbe0"}
-    settings = {key: on_white.get(value, value) for key, value in _STYLE.items()}
+    settings = {key: ON_WHITE.get(value, value) for key, value in _STYLE.items()}
     white = {"savefig.facecolor": "white", "savefig.dpi": 150}
     return _saved(draw, size, {**settings, **white, **(style or {})}, "png")
 
@@ -253,8 +462,17 @@ def overlay_png(
 
 def class_rgb(label: int) -> NDArray[np.float64]:
     """The colour of a label from 1 on, (3,) in [0, 1]."""
-    colour = CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
+    return _rgb(CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)])
+
+
+def _rgb(colour: str) -> NDArray[np.float64]:
+    """``#rrggbb`` as three numbers in [0, 1]."""
     return np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+
+
+def _hex(rgb: NDArray[np.float64]) -> str:
+    """Three numbers in [0, 1] (a fourth is left out) as ``#rrggbb``."""
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb[:3])
 
 
 def _picture_size(shape: tuple[int, ...], spacing_mm: tuple[float, float], side: int) -> tuple[int, int]:

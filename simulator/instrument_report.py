@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .report_page import Html, Table, details, figure, figures, join, legend, number_text, svg_picture, tag
+from .report_page import Drawing, Html, Table, details, figures, join, number_text, svg_picture, tag
 from .results import InstrumentRow
 
 COLUMNS = {
@@ -29,12 +29,27 @@ NOTE = (
 def layers_body(rows: Sequence[InstrumentRow]) -> Html:
     """The layers at the last measured round, and the singular values of their ideal means."""
     last = max(row.round for row in rows)
-    layers = [row for row in rows if row.round == last]
-    pictured = [row for row in layers if any(row.spectrum)]
     parts = [tag("p", f"Instruments after round {last}, layer by layer.")]
-    if pictured:
-        parts.append(figures([_spectra(pictured)]))
-    return join([*parts, details("Every layer as numbers", layer_table(layers).html())])
+    drawn = spectrum_drawings(rows)
+    if drawn:
+        parts.append(figures(each.html() for each in drawn))
+    return join([*parts, details("Every layer as numbers", last_layers(rows).html())])
+
+
+def last_layers(rows: Sequence[InstrumentRow]) -> Table:
+    """The layers at the last measured round."""
+    return layer_table(_last(rows))
+
+
+def _last(rows: Sequence[InstrumentRow]) -> list[InstrumentRow]:
+    last = max((row.round for row in rows), default=0)
+    return [row for row in rows if row.round == last]
+
+
+def spectrum_drawings(rows: Sequence[InstrumentRow]) -> list[Drawing]:
+    """The singular values of the layers at the last measured round; none where all are zero."""
+    pictured = [row for row in _last(rows) if any(row.spectrum)]
+    return [_spectra(pictured)] if pictured else []
 
 
 def layer_table(layers: Sequence[InstrumentRow]) -> Table:
@@ -51,7 +66,7 @@ def instrument_text(value: float | None) -> str:
     return number_text(value) if value is None else f"{value:.3g}"
 
 
-def _spectra(layers: Sequence[InstrumentRow]) -> Html:
+def _spectra(layers: Sequence[InstrumentRow]) -> Drawing:
     from .figures import INK, SKY, Line, curve_chart
 
     shares = [[value / layer.spectrum[0] for value in layer.spectrum] for layer in layers if layer.spectrum[0] > 0]
@@ -65,6 +80,5 @@ def _spectra(layers: Sequence[InstrumentRow]) -> Html:
     alt = "Singular values relative to the first, mean over layers: " + ", ".join(f"{value:.2g}" for value in mean)
     drawing = curve_chart("spectrum", lines, x_label="direction", y_label="singular value / first", logarithmic=True)
     entries = [("━", "inherit", f"mean of {len(shares)} layers"), ("─", SKY, "one layer each")]
-    return figure(
-        svg_picture(drawing, alt), "Singular values of the ideal mean, relative to the largest.", legend(entries)
-    )
+    caption = "Singular values of the ideal mean, relative to the largest."
+    return Drawing(name="spectrum", picture=svg_picture(drawing, alt), caption=caption, entries=entries)

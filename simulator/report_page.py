@@ -6,7 +6,9 @@ import base64
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from . import table_formats
 
 UNDEFINED = "–"
 
@@ -63,6 +65,18 @@ class Table:
         note = tag("p", self.note, class_="note") if self.note else Html("")
         return join([tag("div", inner, class_="scroll", tabindex="0"), note])
 
+    def markdown(self) -> str:
+        """A table in GitHub's Markdown, the note below it."""
+        return table_formats.markdown(self)
+
+    def latex(self) -> str:
+        """A ``tabular`` for a LaTeX document that uses booktabs, the note below it."""
+        return table_formats.latex(self)
+
+    def csv(self) -> str:
+        """The cells as they are, as comma-separated values; without the note."""
+        return table_formats.csv(self)
+
     def _widths(self, width: int) -> list[int]:
         cells = zip(self.header, *self.rows, *self.footer, strict=True)
         first, *others = (max(map(len, column)) for column in cells)
@@ -110,10 +124,19 @@ def _html_row(cells: Sequence[str], cell: str, **attributes: str) -> Html:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A titled part of a page."""
+    """A titled part of a page.
+
+    Args:
+        title: Its heading.
+        body: What it shows.
+        tables: Those of its tables that can be had as files, by the name of the file.
+        drawings: Those of its pictures that can be had as files: what :func:`svg_picture` or ``figures.svg`` returned.
+    """
 
     title: str
     body: Html
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    drawings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def anchor(self) -> str:
@@ -185,6 +208,44 @@ def legend(entries: Iterable[tuple[str, str, str]]) -> Html:
         for mark, colour, text in entries
     ]
     return tag("ul", *items, class_="legend")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A chart of a page that can be had as a file: there its legend is part of it.
+
+    Args:
+        name: Of the file, unique on the page.
+        picture: What :func:`svg_picture` returned.
+        caption: What is below it.
+        entries: Its legend: ``(mark, colour, text)``.
+    """
+
+    name: str
+    picture: Html
+    caption: str
+    entries: Sequence[tuple[str, str, str]] = ()
+
+    def html(self) -> Html:
+        """The picture over its caption and legend."""
+        return figure(self.picture, self.caption, legend(self.entries))
+
+    def svg(self) -> str:
+        """The picture with its legend."""
+        from .figures import with_legend
+
+        return with_legend(self.picture, self.entries)
+
+
+def wide(drawing: Drawing) -> Html:
+    """A drawing that keeps its size: where the window is narrow it scrolls sideways by itself, over its caption."""
+    picture = tag("div", drawing.picture, class_="scroll wide", tabindex="0")
+    return figure(picture, drawing.caption, legend(drawing.entries))
+
+
+def drawing_files(drawings: Iterable[Drawing]) -> dict[str, str]:
+    """What a section says of its drawings: ``{name: SVG}``."""
+    return {drawing.name: drawing.svg() for drawing in drawings}
 
 
 def svg_picture(svg: str, alt: str) -> Html:
@@ -275,6 +336,7 @@ tfoot tr:first-child > * { border-top: 2px solid var(--dim); }
 figure { min-width: 0; break-inside: avoid; } figcaption { margin-top: .35rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; color: var(--text); } svg text { font-family: inherit !important; }
 img { display: block; width: 100%; height: auto; background: #000; }
+.wide > svg { min-width: 30rem; max-width: 38rem; }
 .slices { display: grid; grid-template-columns: repeat(3, minmax(0, 24rem)); gap: 1rem; }
 .legend { list-style: none; margin: .35rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .1rem 1rem;
   font-size: .875rem; }
@@ -287,7 +349,9 @@ pre { background: var(--box); border-radius: .5rem; padding: .75rem 1rem; white-
   .slices { grid-template-columns: 1fr 1fr; } }
 @media print { :root { color-scheme: light; --text: #000; --dim: #444; --page: #fff; --box: #fff; --line: #bbb;
   --link: #000; --warn: #fff; } nav { display: none; } body { padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; } tfoot { display: table-row-group; } h2 { margin-top: 1.5rem; }
+  .scroll { overflow: visible; } .scroll > div { min-width: 0 !important; }
+  table { font-size: 7.5pt; line-height: 1.3; } .wide > svg { min-width: 0; } tfoot { display: table-row-group; }
+  h2 { margin-top: 1.5rem; }
   .figures { grid-template-columns: 1fr 1fr; } .figures.small { grid-template-columns: 1fr 1fr 1fr; }
   th, td { padding: .2rem .4rem; } h2, h3 { break-after: avoid; } tr { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }

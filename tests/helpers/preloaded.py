@@ -52,8 +52,9 @@ def serve(listener: socket.socket) -> None:
     """Forks once per command, for ever."""
     import wardround.simulator.report
     import wardround.simulator.run
+    import wardround.simulator.sweep
     import wardround.simulator.table
-    import wardround.simulator.verify  # noqa: F401  all four are imported to be there when a command comes
+    import wardround.simulator.verify  # noqa: F401  all are imported to be there when a command comes
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:

@@ -17,7 +17,6 @@ from wardround.simulator.data_tables import (
     federation_rows,
     figure,
     in_words,
-    markdown,
     png,
     table,
     text,
@@ -177,7 +176,7 @@ def test_digits() -> None:
 
 
 def test_markdown(rows: list[HospitalRow]) -> None:
-    lines = markdown([replace(rows[0], name="a|b\\c"), *rows[1:]], CLASSES).splitlines()
+    lines = table([replace(rows[0], name="a|b\\c"), *rows[1:]], CLASSES).markdown().splitlines()
     assert lines[0].startswith("| hospital | train | validation | test | patients | slices |")
     assert lines[1] == "| --- |" + " ---: |" * 10
     assert lines[2].startswith("| a\\|b\\\\c | 2 | 1 | 1 | 3 | 25 (10-40) |")

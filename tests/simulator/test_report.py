@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from made_runs import run_config, write_lines, write_overlay, write_run
 from outline import Outline
 
+from wardround.simulator.cli import main
 from wardround.simulator.figures import (
     CLASS_COLOURS,
     LINE_COLOURS,
@@ -25,148 +26,10 @@ from wardround.simulator.figures import (
     line_chart,
     overlay_png,
 )
-from wardround.simulator.report import region_table, results_table, score_table, write_report
+from wardround.simulator.report import write_report
 from wardround.simulator.report_page import Html, Table, bytes_text, join, seconds_text, tag
+from wardround.simulator.report_scores import region_table, results_table, score_table
 from wardround.simulator.results import RunRecords
-
-CLASSES = ("kidney", "tumour")
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_run(
-    folder: Path,
-    *,
-    hospitals: int = 3,
-    rounds: int = 5,
-    planned: int | None = None,
-    state: str = "finished",
-    overlays: bool = True,
-    names: list[str] | None = None,
-    config: dict[str, Any] | None = None,
-) -> Path:
-    """A run directory with made-up numbers: the Dice of hospital k in round r rises with r and falls with k."""
-    folder.mkdir(parents=True)
-    names = names or [f"hospital-{number:02d}" for number in range(1, hospitals + 1)]
-    for subject, rows in _rows(names, rounds).items():
-        write_lines(folder / f"{subject}.jsonl", rows)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config or _config(planned or rounds), sort_keys=False))
-    (folder / "manifest.json").write_text(json.dumps(_manifest(state)))
-    if state == "finished":
-        (folder / "summary.json").write_text(json.dumps({"dice": {"mean": 0.7}, "rounds": rounds, "seconds": 83.25}))
-    if overlays:
-        (folder / "overlays").mkdir()
-        for place, name in enumerate(names):
-            _write_overlay(folder / "overlays" / f"{name}.npz", seed=place)
-    return folder
-
-
-def _config(rounds: int) -> dict[str, Any]:
-    return {
-        "seed": 0,
-        "rounds": rounds,
-        "model": {"name": "sam", "size": "mini", "image_size": 64, "weights": "sam-mini"},
-        "method": {"name": "flap_sam", "lora": {"rank": 8, "alpha": 1.0, "init_b": "zero"}},
-        "aggregator": {"name": "flap_sam"},
-        "dataset": {"name": "phantom", "hospitals": 3},
-        "optimizer": {"name": "adamw", "lr": 0.0008, "betas": [0.9, 0.999]},
-        "cohort": None,
-        "ranks": {},
-        "evaluation": {"every": 2, "surface_tolerance_mm": 2.0},
-        "compile": False,
-    }
-
-
-def _manifest(state: str) -> dict[str, Any]:
-    return {
-        "experiment": "quickstart",
-        "id": "0123456789ab",
-        "seed": 0,
-        "wardround": "0.1.0",
-        "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
-        "environment": {"device": "cpu", "cpu": "a processor", "threads": 2},
-        "state": state,
-        "error": "ValueError: loss is not finite" if state == "failed" else None,
-        "started": "2026-01-01T00:00:00Z",
-        "finished": None,
-        "command": ["wardround", "run", "quickstart", "--set", "seed=0"],
-    }
-
-
-def _rows(names: list[str], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    rows: dict[str, list[dict[str, Any]]] = {"metrics": [], "cases": [], "ledger": [], "timing": []}
-    for number in range(rounds + 1):
-        for place, name in enumerate(names):
-            _hospital_rows(rows, number, place, name, last=number == rounds)
-        if number:
-            _server_rows(rows, number)
-    return rows
-
-
-def _hospital_rows(rows: dict[str, list[dict[str, Any]]], number: int, place: int, name: str, *, last: bool) -> None:
-    def measure(metric: str, value: float | None, split: str = "test") -> None:
-        rows["metrics"].append({"round": number, "hospital": name, "split": split, "metric": metric, "value": value})
-
-    kidney = round(max(0.0, 0.9 * (1 - 0.6**number) - 0.01 * place), 4) if number else 0.02
-    tumour = round(kidney * 0.7, 4)
-    measure("dice", (kidney + tumour) / 2)
-    for label, value in zip(CLASSES, (kidney, tumour), strict=True):
-        measure(f"dice/{label}", value)
-        if last:
-            empty = label == "tumour" and place == 0
-            measure(f"hd95_mm/{label}", None if empty else 3.0 + place)
-            measure(f"undefined/hd95_mm/{label}", 2 if empty else 0)
-            measure(f"surface_dice/{label}", None if empty else 0.8)
-            measure(f"undefined/surface_dice/{label}", 2 if empty else 0)
-    for case in range(2):
-        rows["cases"].append(
-            {"round": number, "hospital": name, "split": "test", "case": f"{name}_case_{case}", "metric": "dice",
-             "value": kidney}
-        )  # fmt: skip
-    if number:
-        dropped = place == 1 and number in (2, 3)
-        if not dropped:
-            measure("loss", 1.0 / number + 0.03 * place, split="train")
-        rows["ledger"].append(
-            {"round": number, "hospital": name, "status": "dropped" if dropped else "ok", "bytes_down": 1_200_000,
-             "bytes_up": 0 if dropped else 1_000_000, "examples": 40 + place, "steps": 0 if dropped else 3}
-        )  # fmt: skip
-
-
-def _server_rows(rows: dict[str, list[dict[str, Any]]], number: int) -> None:
-    for metric, value in {"energy_kept": 1 - 0.1 / number, "update_norm": 2.0 / number, "rank": 8.0}.items():
-        rows["metrics"].append(
-            {"round": number, "hospital": None, "split": None, "metric": f"aggregate/{metric}", "value": value}
-        )
-    rows["timing"].append(
-        {"round": number, "broadcast_s": 0.1, "train_s": 6.0, "aggregate_s": 0.4, "evaluate_s": 2.0,
-         "checkpoint_s": 0.2}
-    )  # fmt: skip
-
-
-def _write_overlay(path: Path, *, seed: int, slices: int = 3, side: int = 48, cut: int = 0) -> None:
-    """Two nested discs on a noisy background; the prediction is the truth moved by a few pixels."""
-    draw = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:side, :side]
-    image, truth, prediction = [], [], []
-    for place in range(slices):
-        distance = np.hypot(rows - side / 2, columns - side / 2 + seed)
-        label = (distance < side / 4).astype(np.uint8) + (distance < side / 9)
-        truth.append(label)
-        prediction.append(np.roll(label, 1 + 2 * place, axis=1))
-        image.append(0.25 + 0.2 * label + 0.05 * draw.standard_normal((side, side)))
-    np.savez(
-        path,
-        image=np.clip(image, 0, 1).astype(np.float32),
-        truth=np.array(truth, dtype=np.uint8),
-        prediction=np.array(prediction, dtype=np.uint8)[:, cut:],
-        case=np.array([f"secret_case_{seed}_{place}" for place in range(slices)]),
-        slice=np.arange(10, 10 + slices),
-        dice=np.array([0.912, 0.85, np.nan][:slices]),
-        spacing_mm=np.tile([1.0, 1.5], (slices, 1)),
-    )
 
 
 def page_of(run_dir: Path, *, images: bool = True) -> str:
@@ -207,7 +70,7 @@ def test_every_picture_has_a_text_alternative(html: str) -> None:
     elements = Outline(html).elements
     drawings = [attributes for name, attributes in elements if name == "svg"]
     photographs = [attributes for name, attributes in elements if name == "img"]
-    assert len(drawings) == 2 + 2 + 3  # Dice and loss, bytes twice, three diagnostics
+    assert len(drawings) == 1 + 2 + 3 + 2 + 3  # sites, Dice and loss, costs, bytes twice, three diagnostics
     assert len(photographs) == 9
     assert all(item.get("role") == "img" and item.get("aria-label") for item in drawings)
     assert all(item.get("alt") for item in photographs)
@@ -230,8 +93,8 @@ def test_the_headline_is_computed_from_the_rows(html: str) -> None:
 def test_all_parts_are_there(html: str) -> None:
     titles = re.findall(r"<h2>([^<]*)</h2>", html)
     assert titles == [
-        "What was run", "Scores per hospital", "Round by round", "Bytes sent", "Aggregation", "Ledger", "Slices",
-        "Timing", "Manifest", "To repeat it",
+        "What was run", "Scores per hospital", "Round by round", "Dice against costs", "Bytes sent",
+        "Aggregation", "Ledger", "Slices", "Timing", "Manifest", "To repeat it",
     ]  # fmt: skip
     for text in (
         "flap_sam (lora [rank 8, alpha 1.0, init_b zero])",
@@ -332,10 +195,10 @@ def test_a_damaged_overlay_leaves_the_old_page(tmp_path: Path) -> None:
     (run_dir / "overlays" / "hospital-01.npz").write_bytes(b"PK nonsense")
     with pytest.raises(ValueError, match=r"hospital-01\.npz: expected the arrays image, truth"):
         write_report(run_dir)
-    _write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, slices=4)
+    write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, slices=4)
     with pytest.raises(ValueError, match="expected 1 to 3 slices of one size"):
         write_report(run_dir)
-    _write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, cut=1)
+    write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, cut=1)
     with pytest.raises(ValueError, match="expected 1 to 3 slices of one size"):
         write_report(run_dir)
     assert (run_dir / "report.html").read_text(encoding="utf-8") == before
@@ -345,7 +208,7 @@ def test_a_damaged_overlay_leaves_the_old_page(tmp_path: Path) -> None:
 def test_two_slices_are_the_best_and_the_worst(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", hospitals=1, rounds=0, overlays=False)
     (run_dir / "overlays").mkdir()
-    _write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, slices=2)
+    write_overlay(run_dir / "overlays" / "hospital-01.npz", seed=0, slices=2)
     text = page_of(run_dir)
     assert "Best volume: Dice 0.912" in text
     assert "Worst volume: Dice 0.850" in text
@@ -512,8 +375,8 @@ def test_colours_are_few_and_distinct() -> None:
 
 def test_the_table_needs_no_matplotlib(run: Path) -> None:
     code = (
-        "import sys; from wardround.simulator import report, results; "
-        f"report.results_table(results.RunRecords.load({str(run)!r})); "
+        "import sys; from wardround.simulator import report_scores, results; "
+        f"report_scores.results_table(results.RunRecords.load({str(run)!r})); "
         "print('matplotlib' in sys.modules)"
     )
     done = subprocess.run(
@@ -524,7 +387,7 @@ def test_the_table_needs_no_matplotlib(run: Path) -> None:
 
 def test_unseen_sites_stand_below_the_means_and_common_tests_are_no_hospital(tmp_path: Path) -> None:
     """Dice 0.9 at the unseen site must not move the mean of the two hospitals; ``common`` sends nothing."""
-    folder = write_run(tmp_path / "run", hospitals=2, config={**_config(5), "split": {"test": "common"}})
+    folder = write_run(tmp_path / "run", hospitals=2, config={**run_config(5), "split": {"test": "common"}})
     before = results_table(RunRecords.load(folder))
     rows = [
         {"round": 5, "hospital": name, "split": split, "metric": metric, "value": value}
@@ -549,3 +412,93 @@ def test_unseen_sites_stand_below_the_means_and_common_tests_are_no_hospital(tmp
     page = write_report(folder).read_text()
     assert "2 hospitals" in page
     assert region_table(records).rows == (("common", "0.800", "0.800"),)
+
+
+def without_bytes(run_dir: Path) -> Path:
+    rows = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    write_lines(run_dir / "ledger.jsonl", [{**row, "bytes_down": 0, "bytes_up": 0} for row in rows])
+    return run_dir
+
+
+def test_a_local_run_says_that_nothing_travels(tmp_path: Path) -> None:
+    config = {**run_config(5), "aggregator": {"name": "local"}}
+    text = page_of(without_bytes(write_run(tmp_path / "run", config=config, overlays=False)))
+    assert "Every hospital fine-tunes a model of its own (local-only)." in text
+    assert "Nothing was sent: every hospital trained on its own." in text
+    assert "Test Dice against optimizer steps." in text
+    assert "Test Dice against bytes sent." not in text
+
+
+def test_a_pooled_run_is_of_hospitals_that_are_only_scored(tmp_path: Path) -> None:
+    """The one hospital that trains is in the ledger, and neither a row of the scores nor a part of their mean."""
+    run_dir = write_run(tmp_path / "run", config={**run_config(5), "pooled": True}, overlays=False)
+    rows = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    alone = [{**row, "hospital": "pooled"} for row in rows if row["hospital"] == "hospital-01"]
+    write_lines(run_dir / "ledger.jsonl", alone)
+    text = page_of(run_dir)
+    tiles = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", text))
+    assert (tiles["Mean test Dice"], tiles["Sent"]) == ("0.697", "nothing")
+    assert "cases of 3 hospitals together" in text
+    assert "Nothing travels: one model is trained where the cases of all hospitals are." in text
+    assert [row[0] for row in score_table(RunRecords.load(run_dir)).rows] == [
+        "hospital-01", "hospital-02", "hospital-03",
+    ]  # fmt: skip
+    assert text.count('<th scope="row">pooled</th>') == 1  # in the ledger
+
+
+def test_a_run_without_rounds_is_the_model_as_it_is(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", rounds=0, config={**run_config(0), "rounds": 0}, overlays=False)
+    for name in ("ledger", "timing"):
+        (run_dir / f"{name}.jsonl").unlink()
+    text = page_of(run_dir)
+    assert "The model before any training (zero-shot), scored at every hospital." in text
+    assert "Nothing is sent: the run has no rounds." in text
+    assert "No hospital trains: the run has no rounds." in text
+    assert "not finished" not in text
+    assert "Dice against costs" not in text
+
+
+def test_a_held_run_says_that_its_test_volumes_wait(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", state="held", overlays=False)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    held = [{**row, "split": "validation"} if row["split"] == "test" else row for row in rows]
+    write_lines(run_dir / "metrics.jsonl", held)
+    text = page_of(run_dir)
+    assert "All rounds are done. The test volumes are not scored yet: they wait for the selection." in text
+    assert text.count("held back until the selection") == 2
+    assert "not finished" not in text
+    assert "Validation volumes after round 5." in text
+    assert "Validation Dice against bytes sent." in text
+
+
+def test_hashes_of_what_was_drawn_are_folded(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", rounds=1, overlays=False)
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest["common_numbers"] = {"cohorts": {"": {"drawn": ["0a1b"]}}}
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    folded = page_of(run_dir).partition("What was drawn at random, as hashes</summary>")[2]
+    assert "0a1b" in folded
+
+
+def test_the_data_of_the_page_as_files(run: Path, tmp_path: Path) -> None:
+    before = sorted(run.iterdir())
+    write_report(run, out=tmp_path / "page.html", export_to=tmp_path / "data")
+    assert sorted(run.iterdir()) == before
+    found = {str(path.relative_to(tmp_path / "data")) for path in (tmp_path / "data").rglob("*.*")}
+    names = ("costs", "hours", "ledger", "rounds", "scores", "timing")
+    drawings = ("aggregate-energy_kept", "aggregate-rank", "aggregate-update_norm", "bytes", "bytes-sum", "dice-bytes",
+                "dice-steps", "dice-test", "dice-time", "loss", "sites")  # fmt: skip
+    assert found == {
+        "report.json", "scores.csv", "volumes.csv",
+        *(f"tables/{name}.{ending}" for name in names for ending in ("md", "tex", "csv")),
+        *(f"figures/{name}.svg" for name in drawings),
+    }  # fmt: skip
+    svg = (tmp_path / "data" / "figures" / "dice-test.svg").read_text()
+    assert "hospital-02" in svg  # a file has no page that explains its marks
+
+
+def test_the_command_exports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, data = tmp_path / "page.html", tmp_path / "data"
+    assert main(["report", str(run), "--no-images", "--out", str(page), "--export", str(data)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert {path.name for path in data.iterdir()} == {"figures", "report.json", "scores.csv", "tables", "volumes.csv"}
