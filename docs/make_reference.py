@@ -56,7 +56,11 @@ WRITTEN = "<!-- Written by docs/make_reference.py from the code; change the docs
 COMMANDS = (
     "",
     "run",
+    "sweep",
     "report",
+    "runs",
+    "compare",
+    "clean",
     "verify",
     "replay",
     "table",
@@ -388,8 +392,11 @@ MANIFEST = {
     "`device`, `cpu`, `threads`, and the versions of Python and of the libraries that compute. A run goes on only "
     "where all of it is the same.",
     "continued": "One entry per time the run went on: `after_round`, `at`, and the `environment` then.",
+    "cleaned": "What `wardround clean` removed.",
     "command": "The command line.",
-    "state": "`running`, `finished`, `failed` or `interrupted`.",
+    "cell": "Which sweep made the run, for which `variant`, `seed` and `choice`; null when none did.",
+    "state": "`running`, `finished`, `failed` or `interrupted`; `held`: only the test volumes wait, until a sweep has "
+    "selected a setting.",
     "error": "What stopped the run, null when nothing did.",
     "started": "When the run began, UTC.",
     "finished": "When it ended or was stopped, UTC.",
@@ -407,6 +414,7 @@ MANIFEST = {
     "data_hash": "SHA-256 over who has which case in which split and the bytes of every file.",
     "weights_hash": "SHA-256 of the base weights, or `random`.",
     "experiments_file": "Where the experiment was defined.",
+    "common_numbers": "Hashes of what the run draws: runs of one seed can be shown to have drawn the same.",
 }
 """Keys of manifest.json."""
 

@@ -74,7 +74,7 @@ def _message(error: ValueError | OSError) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     from .config import load_experiment
-    from .report import region_table, results_table
+    from .report_scores import region_table, results_table
     from .results import RunRecords
     from .run import run
 
@@ -92,6 +92,7 @@ def _run(args: argparse.Namespace) -> int:
         record_updates=args.record_updates,
         allow_changed_environment=args.allow_changed_environment,
         experiments_file=_called(file),
+        log=args.log,
     )
     if outcome.already_finished:
         print(outcome.note)
@@ -104,11 +105,18 @@ def _run(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     from .plan import make_plan
-    from .sweep import How, run_sweep
 
     file = _experiments(args)
     device = [] if args.device is None else [f"runtime.device={args.device}"]
     plan = make_plan(args.sweep, file, [*args.set, *device])
+    if args.dry_run:
+        from .estimate import estimate
+
+        print(estimate(plan, data=args.data, out=args.out).text())
+        return OK
+    from .sweep import How, run_sweep
+    from .sweep_table import failures_text, sweep_text
+
     how = How(
         data=args.data,
         out=args.out,
@@ -116,23 +124,71 @@ def _sweep(args: argparse.Namespace) -> int:
         images=not args.no_images,
         allow_changed_environment=args.allow_changed_environment,
         experiments_file=_called(file),
+        log=args.log,
     )
+    args.interrupted += f"; `wardround report {args.out / plan.name}` shows what there is"
     outcome = run_sweep(plan, how, args.shard)
-    print(f"\nsweep:  {outcome.path}\nreport: {outcome.report}")
+    print(sweep_text(outcome))
+    if outcome.failed:
+        print(f"wardround: {failures_text(outcome)}", file=sys.stderr)
     return DIFFERENT if outcome.failed else OK
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .report import write_report
     from .sweep_records import PLAN, SweepRecords
-    from .sweep_report import write_sweep_report
 
     images = not args.no_images
     if (args.run / PLAN).is_file():
-        print(write_sweep_report(SweepRecords.load(args.run), images=images, out=args.out))
+        from .sweep_report import write_sweep_report
+
+        records = SweepRecords.load(args.run)
+        print(write_sweep_report(records, images=images, out=args.out, export_to=args.export))
     else:
-        print(write_report(args.run, images=images, out=args.out))
+        from .report import write_report
+
+        print(write_report(args.run, images=images, out=args.out, export_to=args.export))
     return OK
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from .runs_table import list_runs, listing_json, listing_text
+
+    listing = list_runs(args.out, args.name)
+    print(listing_json(listing) if args.json else listing_text(listing))
+    return OK
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .compare import compare, comparison_json, comparison_text
+
+    comparison = compare(args.first, args.second)
+    print(comparison_json(comparison) if args.json else comparison_text(comparison))
+    return OK
+
+
+def _clean(args: argparse.Namespace) -> int:
+    from .clean import KINDS, clean, cleaning_text, look
+
+    kinds = [kind for kind in KINDS if getattr(args, kind)] or ([] if args.cache else ["checkpoints"])
+    if kinds:
+        found = look(args.paths, args.out, kinds)
+        print(cleaning_text(clean(found) if args.yes else found, done=args.yes))
+    if args.cache:
+        _clean_cache(yes=args.yes)
+    if not args.yes and (args.cache or found.parts):
+        print("nothing was removed; the same command with --yes removes it")
+    return OK
+
+
+def _clean_cache(*, yes: bool) -> None:
+    from ..datasets.fingerprints import cache_folder
+    from .clean import cache_sizes, cache_text, clean_cache
+    from .report_page import bytes_text
+
+    cache = cache_folder()
+    print(cache_text(cache, cache_sizes(cache)))
+    if yes:
+        print(f"freed {bytes_text(clean_cache(cache))}")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -170,13 +226,23 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from .sweeps import size_text
+
     file = _experiments(args)
-    print(f"experiments of {_called(file)}\n")
-    for name, entry in file.entries.items():
-        facts = [f"{label}: {entry[key]}" for key, label in _FACTS.items() if key in entry]
-        lines = [part for text in (entry.get("purpose", ""), *facts) for part in textwrap.wrap(text, 96)]
-        print("\n    ".join([name, *lines]))
+    experiments = [name for name in file.entries if name not in file.sweeps]
+    print("\n".join([f"experiments of {_called(file)}\n", *(_entry_text(file, name) for name in experiments)]))
+    if file.sweeps:
+        sweeps = (_entry_text(file, name, size_text(name, file)) for name in file.sweeps)
+        print("\n".join(["\nsweeps: `wardround sweep NAME`, with --dry-run for the plan alone\n", *sweeps]))
     return OK
+
+
+def _entry_text(file: ExperimentsFile, name: str, *size: str) -> str:
+    """An entry with its purpose, its size and what it says of itself."""
+    entry = file.entries[name]
+    facts = [f"{label}: {entry[key]}" for key, label in _FACTS.items() if key in entry]
+    lines = [part for text in (entry.get("purpose", ""), *size, *facts) for part in textwrap.wrap(text, 96)]
+    return "\n    ".join([name, *lines])
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -254,6 +320,19 @@ def _parser() -> argparse.ArgumentParser:
     _report_arguments(
         _command(commands, "report", _report, "write the HTML page of a run or sweep", "report runs/quickstart/ID")
     )
+    _runs_arguments(_command(commands, "runs", _runs, "the runs and sweeps there are, and the disk they take", "runs"))
+    _compare_arguments(
+        _command(
+            commands,
+            "compare",
+            _compare,
+            "what differs between two runs, and what came of it",
+            "compare runs/tiny/ID runs/tiny/OTHER",
+        )
+    )
+    _clean_arguments(
+        _command(commands, "clean", _clean, "remove what finished runs no longer need", "clean runs/tiny --yes")
+    )
     _verify_arguments(
         _command(commands, "verify", _verify, "repeat a run's last round and compare", "verify runs/quickstart/ID")
     )
@@ -269,7 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     _table_arguments(
         _command(commands, "table", _table, "what each method trains and sends", "table --model sam-vit-b --rank 32")
     )
-    _experiments_argument(_command(commands, "list", _list, "the experiments there are", "list"))
+    _experiments_argument(_command(commands, "list", _list, "the experiments and sweeps there are", "list"))
     _bench_arguments(
         _command(commands, "bench", _bench, "measure speed and memory beside other engines", "bench --quick --csv FILE")
     )
@@ -355,12 +434,16 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the report")
     parser.add_argument("--record-updates", action="store_true", help="keep every round's updates, for replay")
+    _log_argument(parser)
     _environment_argument(parser)
     parser.set_defaults(interrupted="interrupted; the same command goes on after the last finished round")
 
 
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="NAME", help="a sweep from `wardround list`")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan, what it sends, its time and disk; run nothing"
+    )
     parser.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N parts, for several processes"
     )
@@ -371,6 +454,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (auto)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the reports")
+    _log_argument(parser)
     _environment_argument(parser)
     parser.set_defaults(interrupted="interrupted; the same command goes on after the last finished round")
 
@@ -386,6 +470,37 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     _run_argument(parser)
     parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the report")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (report.html in the run)")
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="write its numbers, figures and tables as files, too"
+    )
+
+
+def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this experiment, or the runs of this sweep")
+    _out_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("first", "second"):
+        parser.add_argument(name, type=Path, metavar="RUN", help=f"the {name} run's folder, runs/EXPERIMENT/ID")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows what can be removed of finished runs, and removes it with --yes. Runs that are not finished, or that a "
+        "process works on, are left alone. Without a kind: the checkpoints."
+    )
+    parser.add_argument(
+        "paths", type=Path, metavar="PATH", nargs="*", help="runs, sweeps or experiments (everything below --out)"
+    )
+    _out_argument(parser)
+    parser.add_argument("--checkpoints", action="store_true", help="remove checkpoints: verify needs them")
+    parser.add_argument("--predictions", action="store_true", help="remove label maps of test volumes")
+    parser.add_argument("--updates", action="store_true", help="remove recorded updates: replay needs them")
+    parser.add_argument("--cache", action="store_true", help="remove prepared volumes and kept features of all runs")
+    parser.add_argument("--yes", action="store_true", help="remove, do not only show")
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -479,6 +594,16 @@ def _experiments_argument(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="file of experiments (./experiments.yaml if it is there, else the packaged one)",
+    )
+
+
+def _out_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
+
+
+def _log_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log", choices=("tensorboard",), help="write scalars for TensorBoard too, into tensorboard/ of every run"
     )
 
 

@@ -22,6 +22,7 @@ from ..aggregators.instruments import Layer, measure, overall
 from ..aggregators.plain import PlainTraining
 from . import yaml12
 from .builder import ConfigError, build
+from .files import read_json
 from .randomness import streams
 from .recording import RecordedRound, read_rounds, read_setting
 
@@ -76,6 +77,9 @@ def replay(run: Path, aggregators: Mapping[str, Aggregator]) -> list[Replayed]:
         ValueError: nothing was recorded, or an aggregator needs hospitals that train in another way than they did.
     """
     folder = run / "updates"
+    manifest = run / "manifest.json"
+    if manifest.is_file() and "updates" in read_json(manifest).get("cleaned", []):
+        raise ValueError(f"{run}: its updates were removed by `wardround clean`; run it again with --record-updates")
     setting, rounds = read_setting(folder), read_rounds(folder)
     seed = int(yaml12.load(run / "config.yaml")["seed"])
     if not any(recorded.updates for recorded in rounds):

@@ -54,7 +54,14 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     directory = RunDirectory(path)
     if directory.manifest is None:
         raise ValueError(f"{path}: expected a run directory with manifest.json")
+    if "checkpoints" in directory.manifest.get("cleaned", []):
+        raise ValueError(
+            f"{path}: its checkpoints were removed by `wardround clean`, and no round can be repeated without them; to "
+            "verify, run the experiment again in another folder (--out) and compare"
+        )
     experiment = as_begun(directory, load_resolved(path / "config.yaml"))
+    if experiment.rounds == 0:
+        raise ValueError(f"{path}: nothing to repeat: the run has no rounds (rounds: 0), it only scores the base")
     device = prepare_device(experiment.runtime)
     if not allow_changed_environment:
         last = [directory.manifest, *directory.manifest["continued"]][-1]

@@ -15,7 +15,9 @@ import pytest
 from wardround.simulator import cli
 from wardround.simulator import run as run_module
 
-COMMANDS = ("run", "report", "verify", "replay", "table", "list", "bench", "data")
+COMMANDS = (
+    *("run", "sweep", "report", "runs", "compare", "clean", "verify", "replay", "table", "list", "bench", "data"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +115,18 @@ def test_list_shows_names_and_purposes(capsys: pytest.CaptureFixture[str]) -> No
     assert "\nhippocampus-local\n" in printed
 
 
+def test_list_shows_sweeps_after_experiments_with_their_size(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("experiments.yaml").write_text(
+        "s: {purpose: To compare., sweep: {base: e, grid: {rounds: [1, 2]}, seeds: [0, 1, 2]}}\n"
+        "bad: {sweep: {seeds: 3}}\ne: {purpose: To see.}\n"
+    )
+    assert cli.main(["list"]) == 0
+    experiments, sweeps = capsys.readouterr().out.split("\nsweeps: ")
+    assert experiments == "experiments of experiments.yaml\n\ne\n    To see.\n"
+    assert "\ns\n    To compare.\n    size: 2 variants x 3 seeds, 21 runs with references\n" in sweeps
+    assert "\nbad\n    size: not known, the definition has 2 problems\n" in sweeps
+
+
 def test_list_reads_the_file_of_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("experiments.yaml").write_text("mine: {purpose: To see.}\n")
     assert cli.main(["list"]) == 0
@@ -176,7 +190,7 @@ def test_table_takes_an_experiment_and_options_win(capsys: pytest.CaptureFixture
     ("words", "message"),
     [
         (["run", "quikstart"], "no experiment 'quikstart', did you mean 'quickstart'?"),
-        (["run", "tiny", "--set", "rounds=0"], "--set rounds: expected at least 1, got 0"),
+        (["run", "tiny", "--set", "rounds=-1"], "--set rounds: expected at least 0, got -1"),
         (["run", "tiny", "--experiments", "absent.yaml"], "No such file or directory: absent.yaml"),
         (["run", "hippocampus", "--data", "absent"], "absent: expected a folder"),
         (["list", "--experiments", "bad.yaml"], "bad.yaml: line 2, column 1: key 'a' is given twice"),
@@ -266,4 +280,5 @@ def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "record_updates": True,
         "allow_changed_environment": True,
         "experiments_file": "the packaged experiments.yaml",
+        "log": None,
     }

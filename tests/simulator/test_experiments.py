@@ -8,6 +8,7 @@ import pytest
 
 from wardround.simulator.builder import ConfigError
 from wardround.simulator.experiments import DOCUMENTATION, PACKAGED, ExperimentsFile, open_file
+from wardround.simulator.plan import VARIANT, make_plan
 
 
 def file(**entries: dict[str, object]) -> ExperimentsFile:
@@ -79,9 +80,27 @@ def test_an_unknown_name_is_told_with_a_guess() -> None:
 
 def test_packaged_entries_are_documented() -> None:
     """Every entry opens with a comment that holds its command, and says what it is for and how long it takes."""
-    text = PACKAGED.read_text()
-    for name, entry in open_file(PACKAGED).entries.items():
+    text, file = PACKAGED.read_text(), open_file(PACKAGED)
+    for name, entry in file.entries.items():
         comment = text[: text.index(f"\n{name}:\n")].rsplit("\n\n", 1)[-1].splitlines()
+        command = "sweep" if name in file.sweeps else "run"
         assert all(line.startswith("#") for line in comment)
-        assert any(f"wardround run {name}" in line for line in comment)
+        assert any(line.partition("  --")[0].split()[:4] == ["#", "wardround", command, name] for line in comment)
         assert {"purpose", "expected_time"} <= entry.keys() & set(DOCUMENTATION)
+
+
+def test_packaged_sweeps_have_a_plan_and_a_small_twin() -> None:
+    """Every run of every sweep can be built, and a twin compares what its sweep compares, or a part of it."""
+    file = open_file(PACKAGED)
+    compared = {name: [v.name for v in make_plan(name, file).variants if v.role == VARIANT] for name in file.sweeps}
+    large = {name for name in compared if not name.endswith("-small")} - {"sweep-tiny", "hippocampus-aggregators"}
+    twins = {name: "fig1-small" if name == "fig1-kits" else f"{name}-small" for name in large}
+    assert compared.keys() == {*large, *twins.values(), "sweep-tiny", "hippocampus-aggregators"}
+    for name in large - {"hospitals", "cases"}:  # whose twins have fewer cases to deal
+        twin = compared[twins[name]]
+        assert [kept for kept in compared[name] if kept in twin] == twin
+
+
+def test_sweeps_are_entries_that_have_one_or_extend_one_that_has() -> None:
+    entries = file(a={}, s={"sweep": {"base": "a"}}, t={"extends": "s"}, broken={"extends": "nowhere"})
+    assert entries.sweeps == ("s", "t")

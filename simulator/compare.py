@@ -1,0 +1,389 @@
+"""``wardround compare``: two finished runs side by side: what was different, and what came of it, volume by volume.
+
+::
+
+    d_i = score of the second run on volume i - score of the first;   difference = mean over sites of mean over volumes
+
+The interval is over volumes within sites (:mod:`.statistics`). It says nothing about another seed: that needs a sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .pairing import unpaired as drew_otherwise
+from .report_page import UNDEFINED, Table, count_text
+from .results import UNSEEN, RunRecords, mean
+from .statistics import MIN_PAIRS, MIN_VOLUMES, Interval, Volume, by_site, mean_over_sites, paired
+from .sweep_records import PLAN
+
+WIDTH = 100
+"""Columns of a terminal."""
+
+ABSENT = "(not there)"
+"""What a setting is called in the run that has none."""
+
+WORDS = ("purpose",)
+"""Entries of a config that are for people."""
+
+ENGINE = ("compile", "precision", "deterministic", "features_mb", "cohort_mode", "stack", "wardround")
+"""Entries of a manifest that say how the run was computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A setting, or a fact about a run, that is not the same in both."""
+
+    path: str
+    left: Any
+    right: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_value(self.left)} -> {_value(self.right)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteDifference:
+    """One site.
+
+    Args:
+        site: Its name.
+        unseen: Which runs left it out of their training: none, ``left``, ``right`` or ``both``.
+        volumes: Pairs of volumes.
+        left: Mean of the first run over them.
+        right: Mean of the second run over them.
+        difference: Second minus first.
+    """
+
+    site: str
+    unseen: str
+    volumes: int
+    left: float
+    right: float
+    difference: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreDifference:
+    """One score over all volumes that both runs were scored on.
+
+    Args:
+        name: ``Dice``, ``HD95 mm`` or ``surface Dice``.
+        left: Mean over sites of the first run.
+        right: Mean over sites of the second run.
+        difference: Second minus first.
+        sites: Per site.
+        worst_site: Where the second run does worst against the first.
+        volumes: Pairs of volumes.
+        undefined: Volumes times classes that are left out, as the score of one of the two is undefined.
+    """
+
+    name: str
+    left: float
+    right: float
+    difference: Interval
+    sites: tuple[SiteDifference, ...]
+    worst_site: str
+    volumes: int
+    undefined: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two runs.
+
+    Args:
+        left: Folder of the first.
+        right: Folder of the second.
+        settings: What differs in the config.
+        circumstances: What differs in data, weights, code and environment.
+        scores: Dice first; HD95 and surface Dice where they are defined.
+        only_left: Volumes, per site, that only the first run was scored on.
+        only_right: Volumes, per site, that only the second run was scored on.
+        warnings: What a reader has to know.
+    """
+
+    left: Path
+    right: Path
+    settings: tuple[Difference, ...]
+    circumstances: tuple[Difference, ...]
+    scores: tuple[ScoreDifference, ...]
+    only_left: Mapping[str, int]
+    only_right: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+
+def compare(left: Path, right: Path) -> Comparison:
+    """Compares two finished runs.
+
+    Args:
+        left: Folder of the first run.
+        right: Folder of the second run.
+
+    Raises:
+        ValueError: a folder is no finished run, or the two have other classes or no volume in common.
+    """
+    first, second = _load(left), _load(right)
+    if first.classes != second.classes:
+        raise ValueError(
+            f"expected runs that segment the same classes, got {list(first.classes)} in {left} and "
+            f"{list(second.classes)} in {right}"
+        )
+    ours, theirs = _volumes(first), _volumes(second)
+    if not ours.keys() & theirs.keys():
+        raise ValueError(
+            f"expected volumes that both runs were scored on, got none: {count_text(len(ours), 'volume')} in {left}, "
+            f"{len(theirs)} others in {right}; compare runs of the same data and split_seed"
+        )
+    settings = tuple(_differences(flat(first.config), flat(second.config)))
+    circumstances = tuple(_differences(_circumstances(first), _circumstances(second)))
+    unseen = {site: _unseen(site, first, second) for site in {*first.unseen, *second.unseen}}
+    made = (_score(name, metrics, better, ours, theirs, unseen) for name, metrics, better in _scores(first.classes))
+    scores = tuple(score for score in made if score is not None)
+    only_left, only_right = _counted(ours.keys() - theirs.keys()), _counted(theirs.keys() - ours.keys())
+    return Comparison(
+        left=left,
+        right=right,
+        settings=settings,
+        circumstances=circumstances,
+        scores=scores,
+        only_left=only_left,
+        only_right=only_right,
+        warnings=tuple(_warnings(first, second, scores[0], only_left, only_right)),
+    )
+
+
+def _load(path: Path) -> RunRecords:
+    if (path / PLAN).is_file():
+        raise ValueError(f"{path}: expected a run, got a sweep; its page compares all its runs: `wardround report`")
+    records = RunRecords.load(path)
+    if not records.finished:
+        raise ValueError(
+            f"{path}: expected a finished run, got one that is {records.manifest.get('state')!r} after round "
+            f"{records.rounds} of {records.config.get('rounds')}; the command that began it goes on with it"
+        )
+    return records
+
+
+# ---- what was different ----------------------------------------------------------------------------------------------
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """A config as ``{"method.lora.rank": 8}``, without words for people; lists stay whole."""
+    if not isinstance(value, Mapping) or not value:
+        return {path: value} if path not in WORDS else {}
+    inner = (flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items())
+    return {key: item for part in inner for key, item in part.items()}
+
+
+def _circumstances(records: RunRecords) -> dict[str, Any]:
+    """What a run was made of and with, beside its config; of the last process that worked on it."""
+    manifest = records.manifest
+    last = [manifest, *manifest.get("continued", [])][-1]
+    known = {key: manifest[key] for key in ("data_hash", "weights_hash", *ENGINE) if key in manifest}
+    return {**known, **last.get("environment", {})}
+
+
+def _differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Difference]:
+    for path in dict.fromkeys([*left, *right]):
+        ours, theirs = left.get(path, ABSENT), right.get(path, ABSENT)
+        if ours != theirs or isinstance(ours, bool) is not isinstance(theirs, bool):
+            yield Difference(path=path, left=ours, right=theirs)
+
+
+def _value(value: Any) -> str:
+    """A value as an experiment would have it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------------
+
+Scored = dict[Volume, dict[str, float | None]]
+"""The scores of every volume by metric."""
+
+HIGHER, LOWER = 1, -1
+"""Which values of a score are better."""
+
+
+def _volumes(records: RunRecords) -> Scored:
+    """Scores of the volumes of the test split, and of sites that were left out, after the last round."""
+    found: Scored = {}
+    for row in records.cases:
+        if row.split in ("test", UNSEEN) and row.round == records.rounds:
+            found.setdefault((row.hospital, row.case), {})[row.metric] = row.value
+    return found
+
+
+def _scores(classes: Iterable[str]) -> list[tuple[str, list[str], int]]:
+    """Names of the scores, the metrics that each is the mean of, and which values are better."""
+    per_class = list(classes)
+    return [
+        ("Dice", ["dice"], HIGHER),
+        ("HD95 mm", [f"hd95_mm/{name}" for name in per_class], LOWER),
+        ("surface Dice", [f"surface_dice/{name}" for name in per_class], HIGHER),
+    ]
+
+
+def _score(
+    name: str, metrics: list[str], better: int, ours: Scored, theirs: Scored, unseen: Mapping[str, str]
+) -> ScoreDifference | None:
+    """One score over all volumes that have it in both runs; None where none has."""
+    left: dict[Volume, float] = {}
+    right: dict[Volume, float] = {}
+    undefined = 0
+    for volume in sorted(ours.keys() & theirs.keys()):
+        pairs = [(ours[volume].get(metric), theirs[volume].get(metric)) for metric in metrics]
+        both = [(one, other) for one, other in pairs if one is not None and other is not None]
+        undefined += len(pairs) - len(both)
+        if both:  # a class counts where both have it
+            left[volume] = sum(one for one, _ in both) / len(both)
+            right[volume] = sum(other for _, other in both) / len(both)
+    if not left:
+        return None
+    differences = by_site(paired({0: right}, {0: left}).differences[0])
+    means = [{site: float(values.mean()) for site, values in by_site(of_run).items()} for of_run in (left, right)]
+    sites = tuple(
+        SiteDifference(
+            site=site,
+            unseen=unseen.get(site, "none"),
+            volumes=len(values),
+            left=means[0][site],
+            right=means[1][site],
+            difference=mean_over_sites({site: values}),
+        )
+        for site, values in differences.items()
+    )
+    return ScoreDifference(
+        name=name,
+        left=mean(means[0].values()) or 0.0,
+        right=mean(means[1].values()) or 0.0,
+        difference=mean_over_sites(differences),
+        sites=sites,
+        worst_site=min(sites, key=lambda site: better * site.difference.mean).site,
+        volumes=len(left),
+        undefined=undefined,
+    )
+
+
+def _unseen(site: str, left: RunRecords, right: RunRecords) -> str:
+    sides = [name for name, records in (("left", left), ("right", right)) if site in records.unseen]
+    return "both" if len(sides) == 2 else sides[0]
+
+
+def _counted(volumes: Iterable[Volume]) -> dict[str, int]:
+    """How many volumes there are per site."""
+    sites = sorted(site for site, _ in volumes)
+    return {site: sites.count(site) for site in dict.fromkeys(sites)}
+
+
+def _warnings(
+    left: RunRecords,
+    right: RunRecords,
+    dice: ScoreDifference,
+    only_left: Mapping[str, int],
+    only_right: Mapping[str, int],
+) -> Iterator[str]:
+    if left.manifest.get("data_hash") != right.manifest.get("data_hash"):
+        yield "The runs saw other data: volumes are paired by hospital and name, and may hold other images."
+    seeds = [records.config.get("seed") for records in (left, right)]
+    if seeds[0] != seeds[1]:
+        yield (
+            f"Other seeds ({seeds[0]} and {seeds[1]}): cohorts, batches and initial values differ too, and the "
+            "difference holds their chance."
+        )
+    yield from drew_otherwise([left.manifest, right.manifest])
+    if _circumstances(left).get("code_hash") != _circumstances(right).get("code_hash"):
+        yield "The runs were made by other code: a difference may come from it."
+    if only_left or only_right:
+        counts = f"{sum(only_left.values())} of the first, {sum(only_right.values())} of the second"
+        yield f"Volumes that only one run was scored on are left out: {counts}."
+    if dice.volumes < MIN_PAIRS:
+        yield f"{count_text(dice.volumes, 'pair')} of volumes: only large differences can be told (below {MIN_PAIRS})."
+    small = [site.site for site in dice.sites if site.volumes < MIN_VOLUMES]
+    if small:
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        yield f"Fewer than {MIN_VOLUMES} volumes at {', '.join(small[:5])}{more}: the intervals there are too narrow."
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """The comparison as JSON."""
+    value = {**asdict(comparison), "left": comparison.left.as_posix(), "right": comparison.right.as_posix()}
+    return json.dumps(value, indent=2)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """The comparison for a terminal; its table is at most 100 columns wide."""
+    parts = [
+        f"first:  {comparison.left}\nsecond: {comparison.right}",
+        _list("settings, first -> second", comparison.settings, "none: the same config"),
+        _list("data, weights, code, environment, first -> second", comparison.circumstances, "the same"),
+        _table(comparison).text(width=WIDTH),
+        _overall(comparison.scores),
+        "\n".join(line for warning in comparison.warnings for line in _wrapped(f"! {warning}")),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+
+
+def _list(title: str, differences: Iterable[Difference], nothing: str) -> str:
+    lines = [f"  {difference}" for difference in differences] or [f"  {nothing}"]
+    return "\n".join([title, *lines])
+
+
+def _table(comparison: Comparison) -> Table:
+    dice, *others = comparison.scores
+    by_name = [{site.site: site for site in score.sites} for score in others]
+    header = ("site", "volumes", "first", "second", "Dice", "95 % interval", *(score.name for score in others))
+    rows = tuple(
+        (
+            site.site if site.unseen == "none" else f"{site.site} (unseen: {site.unseen})",
+            str(site.volumes),
+            f"{site.left:.3f}",
+            f"{site.right:.3f}",
+            _signed(site.difference.mean),
+            _ends(site.difference),
+            *(_signed(sites[site.site].difference.mean) if site.site in sites else UNDEFINED for sites in by_name),
+        )
+        for site in dice.sites
+    )
+    total = ("mean", str(dice.volumes), f"{dice.left:.3f}", f"{dice.right:.3f}", _signed(dice.difference.mean))
+    footer = (*total, _ends(dice.difference), *(_signed(score.difference.mean) for score in others))
+    note = (
+        f"Dice, {', '.join(score.name for score in others) or 'no other score'}: second minus first on the volumes "
+        "that both were scored on, after the last round; the mean is over sites. The intervals are over volumes: they "
+        "say nothing about other seeds."
+    )
+    return Table(header=header, rows=rows, footer=(footer,), note=note)
+
+
+def _overall(scores: Iterable[ScoreDifference]) -> str:
+    """A line per score."""
+    lines = []
+    for score in scores:
+        left_out = f"; {score.undefined} undefined values left out" if score.undefined else ""
+        lines += _wrapped(
+            f"{score.name}: {_signed(score.difference.mean)}, 95 % interval {_ends(score.difference)}, over "
+            f"{count_text(score.volumes, 'volume')}; worst site {score.worst_site}{left_out}"
+        )
+    return "\n".join(lines)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # no minus before a zero
+
+
+def _ends(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return UNDEFINED
+    return f"[{_signed(interval.low)}, {_signed(interval.high)}]"
