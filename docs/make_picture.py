@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from wardround.simulator.figures import overlay_png
+from wardround.simulator.reports.figures import overlay_png
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

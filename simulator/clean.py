@@ -19,9 +19,9 @@ from pathlib import Path
 
 from .files import read_json, write_json
 from .locks import held
-from .report_page import Table, bytes_text, count_text
+from .reports.page import Table, bytes_text, count_text
 from .runs_table import folder_bytes, is_run, run_folders, runs_in
-from .sweep_records import PLAN
+from .sweeps.records import PLAN
 
 KINDS: Mapping[str, str] = {"checkpoints": "checkpoint", "predictions": "predictions", "updates": "updates"}
 """What can be removed of a run, and its folder in it."""

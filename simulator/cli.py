@@ -74,7 +74,7 @@ def _message(error: ValueError | OSError) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     from .config import load_experiment
-    from .report_scores import region_table, results_table
+    from .reports.run_scores import region_table, results_table
     from .results import RunRecords
     from .run import run
 
@@ -104,18 +104,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from .plan import make_plan
+    from .sweeps.plan import make_plan
 
     file = _experiments(args)
     device = [] if args.device is None else [f"runtime.device={args.device}"]
     plan = make_plan(args.sweep, file, [*args.set, *device])
     if args.dry_run:
-        from .estimate import estimate
+        from .sweeps.estimate import estimate
 
         print(estimate(plan, data=args.data, out=args.out).text())
         return OK
-    from .sweep import How, run_sweep
-    from .sweep_table import failures_text, sweep_text
+    from .sweeps.execution import How, run_sweep
+    from .sweeps.terminal import failures_text, sweep_text
 
     how = How(
         data=args.data,
@@ -135,16 +135,16 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .sweep_records import PLAN, SweepRecords
+    from .sweeps.records import PLAN, SweepRecords
 
     images = not args.no_images
     if (args.run / PLAN).is_file():
-        from .sweep_report import write_sweep_report
+        from .reports.sweep import write_sweep_report
 
         records = SweepRecords.load(args.run)
         print(write_sweep_report(records, images=images, out=args.out, export_to=args.export))
     else:
-        from .report import write_report
+        from .reports.run import write_report
 
         print(write_report(args.run, images=images, out=args.out, export_to=args.export))
     return OK
@@ -183,7 +183,7 @@ def _clean(args: argparse.Namespace) -> int:
 def _clean_cache(*, yes: bool) -> None:
     from ..datasets.fingerprints import cache_folder
     from .clean import cache_sizes, cache_text, clean_cache
-    from .report_page import bytes_text
+    from .reports.page import bytes_text
 
     cache = cache_folder()
     print(cache_text(cache, cache_sizes(cache)))
@@ -201,7 +201,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     from .replay import named_aggregators, replay
-    from .replay_report import ONE_STEP, replay_table, write_replay
+    from .reports.replay import ONE_STEP, replay_table, write_replay
 
     steps = replay(args.run, named_aggregators(args.aggregators))
     written = write_replay(args.out or args.run / "replay", args.run, steps)
@@ -226,7 +226,7 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from .sweeps import size_text
+    from .sweeps.definition import size_text
 
     file = _experiments(args)
     experiments = [name for name in file.entries if name not in file.sweeps]

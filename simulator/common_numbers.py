@@ -1,4 +1,4 @@
-"""What a run draws, in hashes: runs of one seed can be shown to have drawn the same (:mod:`.pairing`).
+"""What a run draws, in hashes: runs of one seed can be shown to have drawn the same (:mod:`.sweeps.pairing`).
 
 ::
 

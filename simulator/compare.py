@@ -4,7 +4,8 @@
 
     d_i = score of the second run on volume i - score of the first;   difference = mean over sites of mean over volumes
 
-The interval is over volumes within sites (:mod:`.statistics`). It says nothing about another seed: that needs a sweep.
+The interval is over volumes within sites (:mod:`.sweeps.statistics`). It says nothing about another seed: that needs a
+sweep.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .pairing import unpaired as drew_otherwise
-from .report_page import UNDEFINED, Table, count_text
+from .reports.page import UNDEFINED, Table, count_text
 from .results import UNSEEN, RunRecords, mean
-from .statistics import MIN_PAIRS, MIN_VOLUMES, Interval, Volume, by_site, mean_over_sites, paired
-from .sweep_records import PLAN
+from .sweeps.pairing import unpaired as drew_otherwise
+from .sweeps.records import PLAN
+from .sweeps.statistics import MIN_PAIRS, MIN_VOLUMES, Interval, Volume, by_site, mean_over_sites, paired
 
 WIDTH = 100
 """Columns of a terminal."""

@@ -14,11 +14,11 @@ from ..datasets.partition import Natural
 from ..datasets.phantom import Phantom, write_phantom
 from ..datasets.split import Split, cases_by_side
 from .builder import build, resolve
-from .data_report import write_data_report
 from .data_settings import DataSettings
-from .data_tables import federation_rows, text
 from .progress import counting
 from .randomness import streams
+from .reports.data import write_data_report
+from .reports.data_tables import federation_rows, text
 
 NO_SITES = "all"
 """What the one hospital is called that has the cases of a data set without sites, until a partition is chosen."""

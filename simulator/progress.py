@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, TextIO
 
 from tqdm import tqdm
 
-from .report_page import bytes_text
+from .reports.page import bytes_text
 
 REFRESH_S = 0.2
 """Seconds between two drawings of the loss: a terminal must not slow down a step."""

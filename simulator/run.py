@@ -22,7 +22,7 @@ from .files import write_json, write_text
 from .out_of_memory import memory_errors
 from .progress import Progress
 from .recording import instrument_rows, record_updates
-from .report import write_report
+from .reports.run import write_report
 from .resident import Resident
 from .rundir import HELD, RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .runtime import prepare_device

@@ -19,9 +19,9 @@ from . import yaml12
 from .builder import unknown
 from .files import file_stem, read_json
 from .locks import is_held
-from .report_page import UNDEFINED, Table, bytes_text, count_text, number_text
+from .reports.page import UNDEFINED, Table, bytes_text, count_text, number_text
 from .results import RunRecords, mean
-from .sweep_records import FAILURES, PLAN
+from .sweeps.records import FAILURES, PLAN
 
 STATES = ("finished", "held", "running", "stopped", "interrupted", "failed", "missing", "damaged")
 """What a run can be, in the order of the tables. ``stopped``: it says it is running, and no process works on it."""

@@ -28,7 +28,7 @@ import pytest
 from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.replay import named_aggregators, replay
-from wardround.simulator.replay_report import write_replay
+from wardround.simulator.reports.replay import write_replay
 from wardround.simulator.run import run
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Self
 
 from ..files import write_text
-from ..report_page import Table
+from ..reports.page import Table
 
 NOTHING = "-"
 """What a table shows where there is no value; a CSV shows nothing."""

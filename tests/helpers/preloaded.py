@@ -50,9 +50,9 @@ def install(folder: Path) -> Iterator[None]:
 
 def serve(listener: socket.socket) -> None:
     """Forks once per command, for ever."""
-    import wardround.simulator.report
+    import wardround.simulator.reports.run
     import wardround.simulator.run
-    import wardround.simulator.sweep
+    import wardround.simulator.sweeps.execution
     import wardround.simulator.table
     import wardround.simulator.verify  # noqa: F401  all are imported to be there when a command comes
 

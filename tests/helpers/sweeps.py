@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from wardround.simulator.results import POOLED, UNSEEN, AcrossRow, CaseRow, LedgerRow, MetricRow, RunRecords, TimingRow
-from wardround.simulator.sweep_records import CellRecord, State, SweepRecords, VariantRecord
+from wardround.simulator.sweeps.records import CellRecord, State, SweepRecords, VariantRecord
 
 CLASSES = ("kidney", "tumour")
 LEVELS = {"local": 0.58, "pooled": 0.74, "zero_shot": 0.05}

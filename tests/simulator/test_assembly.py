@@ -24,13 +24,13 @@ from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.federation import initial_memories
 from wardround.simulator.progress import Progress
 from wardround.simulator.randomness import streams
-from wardround.simulator.references import ROLES, zero_shot
-from wardround.simulator.report_scores import results_table
+from wardround.simulator.reports.run_scores import results_table
 from wardround.simulator.results import RunRecords, mean
 from wardround.simulator.run import run
 from wardround.simulator.runtime import choose_device
 from wardround.simulator.sampling import Cohort, draw, drop
 from wardround.simulator.stages import Stages
+from wardround.simulator.sweeps.references import ROLES, zero_shot
 from wardround.simulator.verify import verify
 
 

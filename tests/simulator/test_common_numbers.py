@@ -15,9 +15,9 @@ from wardround.simulator.assembly import Assembled, assemble, locate
 from wardround.simulator.common_numbers import _hash, common_numbers
 from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
-from wardround.simulator.pairing import unpaired
 from wardround.simulator.resident import Resident
 from wardround.simulator.run import run
+from wardround.simulator.sweeps.pairing import unpaired
 
 SMALL = ("data.size=16", "data.slices=3", "model.image_size=16", "training.batch_size=2")
 

@@ -12,7 +12,7 @@ from runs import make_plan, make_run
 
 from wardround.simulator import cli
 from wardround.simulator.compare import ABSENT, Difference, compare, comparison_text
-from wardround.simulator.statistics import mean_over_sites
+from wardround.simulator.sweeps.statistics import mean_over_sites
 
 LEFT = {"a": [{"dice": 0.5}, {"dice": 0.6}], "b": [{"dice": 0.8}]}
 RIGHT = {"a": [{"dice": 0.6}, {"dice": 0.9}], "b": [{"dice": 0.7}]}

@@ -10,12 +10,12 @@ from rounds import advance
 
 from wardround.clients.evaluation import evaluate, source_of
 from wardround.simulator.assembly import assemble, locate
-from wardround.simulator.best_site import best_single_site
 from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.cross_site import assess_across
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.results import RunRecords
 from wardround.simulator.run import run
+from wardround.simulator.sweeps.best_site import best_single_site
 
 SMALL = ("data.size=16", "data.slices=3", "model.image_size=16", "aggregator=local", "training.optimizer.lr=0.01")
 

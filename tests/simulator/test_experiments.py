@@ -8,7 +8,7 @@ import pytest
 
 from wardround.simulator.builder import ConfigError
 from wardround.simulator.experiments import DOCUMENTATION, PACKAGED, ExperimentsFile, open_file
-from wardround.simulator.plan import VARIANT, make_plan
+from wardround.simulator.sweeps.plan import VARIANT, make_plan
 
 
 def file(**entries: dict[str, object]) -> ExperimentsFile:

@@ -102,7 +102,7 @@ def test_what_a_gpu_can_do_besides() -> None:
 
 SCRIPT = """
 import os, resource, sys
-import torch, wardround.simulator.sweep, wardround.simulator.report
+import torch, wardround.simulator.sweeps.execution, wardround.simulator.reports.run
 from wardround.simulator.cli import main
 torch.ones(8, 8) @ torch.ones(8, 8)
 pages = int(open("/proc/self/statm").read().split()[0])

@@ -18,7 +18,7 @@ from wardround.simulator.config import ConfigError, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.recording import Instruments, read_rounds, read_setting
 from wardround.simulator.replay import named_aggregators, replay
-from wardround.simulator.replay_report import replay_table, write_replay
+from wardround.simulator.reports.replay import replay_table, write_replay
 from wardround.simulator.results import RunRecords
 from wardround.simulator.run import run
 from wardround.simulator.tensor_files import pack, unpack

@@ -13,10 +13,10 @@ from wardround.simulator import cli
 from wardround.simulator.checkpoint import Checkpoints
 from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
-from wardround.simulator.plan import make_plan
 from wardround.simulator.run import run
 from wardround.simulator.rundir import RunDirectory
-from wardround.simulator.sweep import How, run_sweep
+from wardround.simulator.sweeps.execution import How, run_sweep
+from wardround.simulator.sweeps.plan import make_plan
 from wardround.simulator.tensorboard import FOLDER, TensorboardLog, check_log
 
 SETTINGS = ("rounds=3", "evaluation.every=1", "split.validation_fraction=0.5")

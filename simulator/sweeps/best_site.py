@@ -1,0 +1,62 @@
+"""The best single site: the one hospital whose local model does best everywhere, as if nobody had shared anything.
+
+Read from a finished local-only run that scored every model at every site (``evaluation.cross_site``). Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ..results import RunRecords, by_site, mean, volumes_under
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestSite:
+    """The hospital whose model was chosen, and how it does everywhere.
+
+    Args:
+        site: The hospital.
+        per_volume: Dice of every test volume of every site, those of the common test set and of unseen sites too, under
+            its model, by (site, case); volumes without a defined Dice are left out.
+        chosen_on: ``validation``: by the mean over the sites of the Dice of their validation volumes; ``test``: the
+            same on test volumes, where no site has validation volumes. Then the number is optimistic: the choice and
+            the score rest on the same volumes.
+    """
+
+    site: str
+    per_volume: Mapping[tuple[str, str], float]
+    chosen_on: Literal["validation", "test"]
+
+
+def best_single_site(records: RunRecords) -> BestSite:
+    """The best local model of a run.
+
+    Sites that were left out of the training have no say in the choice. Of equal models the first by name is taken.
+
+    Args:
+        records: A finished run whose aggregator is ``local``, with ``evaluation.cross_site``.
+
+    Raises:
+        ValueError: models were not scored at other sites.
+    """
+    names = sorted({row.trained_at for row in records.across})
+    if not names:
+        raise ValueError(
+            f"{records.path}: expected a finished run with evaluation.cross_site: true, but no model was scored at "
+            "another site"
+        )
+    validated = any(row.split == "validation" for row in records.across)
+    chosen_on: Literal["validation", "test"] = "validation" if validated else "test"
+    scores = {name: _everywhere(records, name, chosen_on) for name in names}
+    site = max(names, key=lambda name: scores[name])
+    volumes = volumes_under(records, site)
+    defined = {place: value for place, value in volumes.items() if value is not None}
+    return BestSite(site=site, per_volume=defined, chosen_on=chosen_on)
+
+
+def _everywhere(records: RunRecords, name: str, split: str) -> float:
+    """The mean over the sites of the Dice of a hospital's model; -1 where it is defined nowhere."""
+    score = mean(by_site(volumes_under(records, name, (split,))).values())
+    return -1.0 if score is None else score

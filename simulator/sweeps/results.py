@@ -1,0 +1,558 @@
+"""What a sweep found out, in numbers: scores, differences with intervals, costs. The report only draws what is here.
+
+Every number is of the last round of a finished run. A volume's score is averaged over the seeds first; then over the
+volumes of a site, then over the sites. Intervals come from :mod:`.statistics`.
+
+Sites that were left out of the training (``split.leave_out``) have numbers of their own, beside the mean over the sites
+that train: the first says what a new hospital can expect, the second whether the others suffer. A hospital that is left
+out is paired, volume by volume, with itself where it trains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from ..results import COMMON, UNSEEN, CaseRow, RunRecords, mean
+from .best_site import BestSite, best_single_site
+from .checks import check_cells
+from .costs import Cost, CurvePoint, cost, curve, stays_alone
+from .records import SweepRecords, VariantRecord
+from .statistics import (
+    Interval,
+    Paired,
+    Scores,
+    Volume,
+    adjusted,
+    by_site,
+    center,
+    counted,
+    mean_over_sites,
+    named,
+    over_seeds,
+    paired,
+    per_seed,
+    spread,
+    too_few,
+    undefined,
+    verdict,
+)
+
+__all__ = [
+    "Cost",
+    "CurvePoint",
+    "Effect",
+    "Interval",
+    "SiteNumber",
+    "SweepResults",
+    "VariantResult",
+    "analyse",
+    "choice_text",
+    "results_json",
+    "variants_rows",
+    "volumes_rows",
+]
+
+SCORED = ("test", UNSEEN)
+"""The splits that a sweep compares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteNumber:
+    """A Dice, or a difference of two, at one site.
+
+    Args:
+        site: Its name.
+        unseen: Whether the site was left out of the training (of the variant, not of what it is compared with).
+        volumes: How many volumes are behind it.
+        value: The number.
+    """
+
+    site: str
+    unseen: bool
+    volumes: int
+    value: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """The paired difference of a variant to something else, volume by volume: above 0 the variant is better.
+
+    Args:
+        against: What it is compared with.
+        overall: Over the sites that both train (or, where there is none, over all that both are scored at).
+        unseen: Over the sites that the variant left out, None without. In a sweep that leaves out one site after the
+            other this is the number that matters, and ``overall`` says whether the others suffer.
+        sites: Per site, those that were left out too.
+        worst_site: Which of the sites of ``overall`` has the lowest difference.
+        per_seed: ``overall``, seed by seed.
+        seeds_sd: Standard deviation of those, None with fewer than two.
+        volumes: Pairs of volumes behind ``overall``.
+        unpaired: Volumes that only one of the two was scored on.
+        undefined: Pairs (volumes times seeds) that are left out as a score is undefined.
+        few: What there is too little of to say much, in plain words.
+        warnings: What else a reader has to know.
+    """
+
+    against: str
+    overall: Interval
+    unseen: Interval | None = None
+    sites: tuple[SiteNumber, ...]
+    worst_site: str
+    per_seed: Mapping[int, float]
+    seeds_sd: float | None
+    volumes: int
+    unpaired: int
+    undefined: int = 0
+    few: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> bool:
+        """Whether the interval of ``overall`` leaves out 0. One that is too narrow does so too often: see ``few``."""
+        return not self.overall.includes_zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantResult:
+    """What one variant, or a reference, reached.
+
+    Args:
+        name: Its name.
+        role: ``variant``, ``local``, ``pooled`` or ``zero_shot``.
+        seeds: The seeds that are finished.
+        dice: The mean over the sites that train; None where nothing is finished. For the local reference every
+            hospital is scored with its own model, and the common test set and sites that are left out with those of
+            all hospitals, the mean.
+        unseen: The mean over the sites that were left out of the training, None without.
+        per_seed: The same, seed by seed.
+        seeds_sd: Standard deviation of those, None with fewer than two.
+        sites: Per site, those that were left out too.
+        worst_site: The site with the lowest Dice of those that train, None where nothing is finished.
+        undefined: Scores (volumes times seeds) that are left out as they are undefined.
+        effect: Against the baseline; None for the baseline itself, and for references.
+        gain: Against its local reference, site by site and the mean over sites (FLAP-SAM's collaborative gain); None
+            without.
+        references: Dice of its references, the mean over the sites that train: ``local``, ``pooled``, ``zero_shot``,
+            ``best_site``; None where nothing is finished.
+        cost: What it sent and computed.
+        curve: Round by round, where test volumes were scored on the way.
+        choice: The selected value, None where nothing is selected.
+        validation: Mean validation Dice of every value that was tried, as text; empty where nothing is selected.
+        seconds: Wall-clock seconds of a run, the mean. Not reproducible: left out of the JSON.
+        warnings: What a reader has to know.
+    """
+
+    name: str
+    role: str
+    seeds: tuple[int, ...]
+    dice: Interval | None = None
+    unseen: Interval | None = None
+    per_seed: Mapping[int, float] = field(default_factory=dict)
+    seeds_sd: float | None = None
+    sites: tuple[SiteNumber, ...] = ()
+    worst_site: str | None = None
+    undefined: int = 0
+    effect: Effect | None = None
+    gain: Effect | None = None
+    references: Mapping[str, float | None] = field(default_factory=dict)
+    cost: Cost | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    choice: Any = None
+    validation: Mapping[str, float | None] = field(default_factory=dict)
+    seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResults:
+    """All numbers of a sweep.
+
+    Args:
+        sweep: Its name.
+        baseline: Name of the variant that the others are compared with.
+        variants: In the order of the plan; references last.
+        complete: Whether every run that counts is finished.
+        warnings: What a reader has to know of the whole: cells that are missing or ran different code, few volumes,
+            many comparisons.
+    """
+
+    sweep: str
+    baseline: str
+    variants: tuple[VariantResult, ...]
+    complete: bool
+    warnings: tuple[str, ...] = ()
+
+
+def analyse(records: SweepRecords) -> SweepResults:
+    """All numbers of a sweep, finished or not."""
+    measured = _Measured(records=records)
+    variants = tuple(_result(measured, variant) for variant in records.variants)
+    return SweepResults(
+        sweep=records.name,
+        baseline=records.baseline.name,
+        variants=variants,
+        complete=not records.unfinished,
+        warnings=(*check_cells(records), *_unlike(variants), *_few(variants), *_many(variants)),
+    )
+
+
+# --- what was measured ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """The scores of a sweep, each read once."""
+
+    records: SweepRecords
+    known: dict[str, Scores] = field(default_factory=dict)
+    best: dict[str, dict[int, BestSite]] = field(default_factory=dict)
+
+    def scores(self, name: str) -> Scores:
+        """Scores of the volumes in the last round of a variant's finished runs."""
+        if name not in self.known:
+            read = {cell.seed: _scores(cell.measured) for cell in self.records.named(name).finished}
+            self.known[name] = {seed: scores for seed, scores in read.items() if scores}
+        return self.known[name]
+
+    def best_sites(self, local: str) -> Mapping[int, BestSite]:
+        """The best single site of every seed; none where models were not scored at other sites."""
+        if local not in self.best:
+            cells = self.records.named(local).finished if self.asks_for_best_site else ()
+            self.best[local] = {cell.seed: best_single_site(cell.measured) for cell in cells if cell.measured.across}
+        return self.best[local]
+
+    @property
+    def asks_for_best_site(self) -> bool:
+        """Whether the best single site is one of the sweep's references."""
+        return "best_site" in self.records.plan.get("definition", {}).get("references", ())
+
+    @cached_property
+    def left_out(self) -> dict[str, frozenset[str]]:
+        """The sites that each variant left out of the training."""
+        return {
+            variant.name: frozenset(site for cell in variant.finished for site in cell.measured.unseen)
+            for variant in self.records.variants
+        }
+
+
+def _last(records: RunRecords) -> list[CaseRow]:
+    """The rows of test volumes after the last round that scored them."""
+    scored = [row for row in records.cases if row.split in SCORED]
+    last = max((row.round for row in scored), default=None)
+    return [row for row in scored if row.round == last]
+
+
+def _scores(records: RunRecords) -> dict[Volume, float | None]:
+    """Dice of every volume after the last round.
+
+    Hospitals that stay alone have no model for a site that does not train (its row is of the initial values). What
+    counts there is the mean over the models of all hospitals, where the run scored them.
+    """
+    scores = {(row.hospital, row.case): row.value for row in _last(records) if row.metric == "dice"}
+    if not stays_alone(records):
+        return scores
+    foreign = {COMMON, *records.unseen}
+    under: dict[Volume, list[float | None]] = {}
+    for row in records.across:
+        if row.metric == "dice" and row.split in SCORED and row.hospital in foreign:
+            under.setdefault((row.hospital, row.case), []).append(row.value)
+    own = {volume: value for volume, value in scores.items() if volume[0] not in foreign}
+    return own | {volume: mean(values) for volume, values in under.items()}
+
+
+# --- a variant --------------------------------------------------------------------------------------------------------
+
+
+def _result(measured: _Measured, variant: VariantRecord) -> VariantResult:
+    scores, left_out = measured.scores(variant.name), measured.left_out[variant.name]
+    summary = _summary(over_seeds(scores), left_out, left_out)
+    seeds = per_seed(_at_sites(scores, summary.main))
+    compared = variant.role == "variant"
+    baseline = measured.records.baseline.name
+    effect = _effect(measured, variant, baseline) if compared and variant.name != baseline else None
+    gain = _effect(measured, variant, variant.references["local"]) if "local" in variant.references else None
+    return VariantResult(
+        name=variant.name,
+        role=variant.role,
+        seeds=tuple(sorted(scores)),
+        dice=summary.overall,
+        unseen=summary.unseen,
+        per_seed=seeds,
+        seeds_sd=spread(seeds.values()),
+        sites=summary.sites,
+        worst_site=summary.worst_site,
+        undefined=undefined(scores),
+        effect=effect,
+        gain=gain,
+        references=_references(measured, variant),
+        cost=cost(variant),
+        curve=curve(variant),
+        choice=variant.choice,
+        validation=_validation(variant),
+        seconds=mean(cell.measured.seconds for cell in variant.finished),
+        warnings=tuple(_variant_warnings(measured, variant, effect)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Summary:
+    """Numbers per volume, summed up: ``main`` are the sites behind ``overall``."""
+
+    main: tuple[str, ...]
+    overall: Interval | None
+    unseen: Interval | None
+    sites: tuple[SiteNumber, ...]
+
+    @property
+    def worst_site(self) -> str | None:
+        """Of the sites behind ``overall`` the one with the lowest number."""
+        main = [number for number in self.sites if number.site in self.main]
+        return min(main, key=lambda number: number.value.mean).site if main else None
+
+
+def _summary(values: Mapping[Volume, float], unseen: frozenset[str], apart: frozenset[str]) -> _Summary:
+    """Over sites and per site.
+
+    Args:
+        values: A number per volume.
+        unseen: Sites that are marked as left out, with a mean of their own.
+        apart: Sites that are not in ``overall``, unless there are no others.
+    """
+    samples = by_site(values)
+    main = tuple(site for site in samples if site not in apart) or tuple(samples)
+    new = [site for site in samples if site in unseen]
+    return _Summary(
+        main=main,
+        overall=mean_over_sites({site: samples[site] for site in main}) if main else None,
+        unseen=mean_over_sites({site: samples[site] for site in new}) if new else None,
+        sites=tuple(
+            SiteNumber(site=site, unseen=site in unseen, volumes=len(found), value=mean_over_sites({site: found}))
+            for site, found in samples.items()
+        ),
+    )
+
+
+def _at_sites(scores: Scores, sites: Sequence[str]) -> Scores:
+    """The scores at some of the sites."""
+    return {
+        seed: {volume: value for volume, value in found.items() if volume[0] in sites} for seed, found in scores.items()
+    }
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+def _effect(measured: _Measured, variant: VariantRecord, against: str) -> Effect | None:
+    """The difference to another variant or reference; None as long as there is no pair of volumes."""
+    pairs = paired(measured.scores(variant.name), measured.scores(against))
+    values = over_seeds(pairs.differences)
+    if not values:
+        return None
+    unseen = measured.left_out[variant.name]
+    apart = unseen | measured.left_out[against]
+    summary = _summary(values, unseen, apart)
+    assert summary.overall is not None  # there are values
+    assert summary.worst_site is not None
+    seeds = per_seed(_at_sites(pairs.differences, summary.main))
+    sd = spread(seeds.values())
+    samples = by_site(values)
+    return Effect(
+        against=against,
+        overall=summary.overall,
+        unseen=summary.unseen,
+        sites=summary.sites,
+        worst_site=summary.worst_site,
+        per_seed=seeds,
+        seeds_sd=sd,
+        volumes=sum(len(samples[site]) for site in summary.main),
+        unpaired=pairs.unpaired,
+        undefined=pairs.undefined,
+        few=_too_few(summary, values, len(seeds)),
+        warnings=tuple(_effect_warnings(measured, variant, against, pairs, summary, sd)),
+    )
+
+
+def _too_few(summary: _Summary, values: Mapping[Volume, float], seeds: int) -> tuple[str, ...]:
+    samples = by_site(values)
+    found = list(too_few({site: samples[site] for site in summary.main}, seeds))
+    new = {number.site: samples[number.site] for number in summary.sites if number.unseen}
+    if new and not set(new) <= set(summary.main):
+        found += too_few(new, seeds, f"at {named(list(new))}, left out of the training")
+    return tuple(dict.fromkeys(found))
+
+
+def _effect_warnings(
+    measured: _Measured, variant: VariantRecord, against: str, pairs: Paired, summary: _Summary, sd: float | None
+) -> Iterable[str]:
+    assert summary.overall is not None
+    planned = {cell.seed for cell in (*variant.cells, *measured.records.named(against).cells)}
+    waiting = sorted(planned - pairs.differences.keys())
+    new = [number for number in summary.sites if number.unseen and number.site not in summary.main]
+    if waiting:
+        yield f"{_seeds(waiting)} left out: not finished, with test scores, for both it and {against}"
+    if pairs.unpaired:
+        yield f"{counted(pairs.unpaired, 'volume')} left out: scored for only one of it and {against}"
+    if pairs.undefined:
+        yield f"{counted(pairs.undefined, 'pair')} of scores left out: the Dice of one is undefined"
+    yield from verdict(summary.overall, sd)
+    if new and summary.unseen is not None:
+        yield from verdict(summary.unseen, None, f"at {named([number.site for number in new])}, left out: ")
+    foreign = sorted({number.site for number in summary.sites} - set(summary.main) - {n.site for n in new})
+    if foreign:
+        yield f"{named(foreign)} not in the overall difference: {against} was not trained there"
+    if summary.main and set(summary.main) <= measured.left_out[variant.name] | measured.left_out[against]:
+        yield f"no site that both it and {against} were trained at: the overall difference is over all others"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
+def _references(measured: _Measured, variant: VariantRecord) -> dict[str, float | None]:
+    """Mean Dice of the references, over the sites that train."""
+    found = {role: _level(measured.scores(name), measured.left_out[name]) for role, name in variant.references.items()}
+    local = variant.references.get("local")
+    if local is not None and measured.asks_for_best_site:
+        under = {seed: best.per_volume for seed, best in measured.best_sites(local).items()}
+        found["best_site"] = _level(under, measured.left_out[local])
+    return found
+
+
+def _level(scores: Scores, left_out: frozenset[str]) -> float | None:
+    """The mean over sites that train; over all where none does."""
+    samples = by_site(over_seeds(scores))
+    main = {site: found for site, found in samples.items() if site not in left_out} or samples
+    return center(main) if main else None
+
+
+def _variant_warnings(measured: _Measured, variant: VariantRecord, effect: Effect | None) -> Iterable[str]:
+    scores, baseline = measured.scores(variant.name), measured.records.baseline.name
+    waiting = sorted({cell.seed for cell in variant.cells} - scores.keys())
+    if waiting:
+        yield f"{_seeds(waiting)} not finished"
+    yield from variant.selection_warnings
+    if missing := undefined(scores):
+        yield f"{counted(missing, 'score')} left out: the Dice is undefined"
+    if scores and effect is None and variant.role == "variant" and variant.name != baseline:
+        yield f"not compared with {baseline}: no seed, site and volume is scored for both"
+    local = variant.references.get("local")
+    if local is not None and measured.records.named(local).finished and not measured.scores(local):
+        yield "no gain: the local models were not scored on the common test set; best_site in `references` asks for it"
+    if local is not None and any(best.chosen_on == "test" for best in measured.best_sites(local).values()):
+        yield "the best single site was chosen on the test volumes, as there are no others: its Dice is too high"
+
+
+def _validation(variant: VariantRecord) -> dict[str, float | None]:
+    """Mean validation Dice over seeds of every value that was tried."""
+    tried: dict[str, list[float | None]] = {}
+    for cell in variant.cells:
+        if cell.choice is not None:
+            tried.setdefault(choice_text(cell.choice), []).append(cell.validation_dice)
+    return {text: mean(found) for text, found in tried.items()}
+
+
+def choice_text(choice: Any) -> str:
+    """A selected value as text: as it is, or as JSON where it is no plain value."""
+    return choice if isinstance(choice, str) else json.dumps(choice)
+
+
+# --- of the whole -----------------------------------------------------------------------------------------------------
+
+
+def _unlike(variants: Iterable[VariantResult]) -> list[str]:
+    """That means over different sites are no ranking."""
+    compared = [variant for variant in variants if variant.role == "variant" and variant.sites]
+    sites = {frozenset(number.site for number in variant.sites if not number.unseen) for variant in compared}
+    if len(sites) < 2:
+        return []
+    return ["the mean Dice of the variants is over different sites: compare their differences, which are paired"]
+
+
+def _few(variants: Iterable[VariantResult]) -> list[str]:
+    """What is too small, said once for all differences that it holds for."""
+    effects = {variant.name: found for variant in variants if (found := variant.effect or variant.gain)}
+    who: dict[str, list[str]] = {}
+    for name, effect in effects.items():
+        for text in effect.few:
+            who.setdefault(text, []).append(name)
+    return [text if len(names) == len(effects) else f"{named(names)}: {text}" for text, names in who.items()]
+
+
+def _many(variants: Iterable[VariantResult]) -> list[str]:
+    """That intervals hold one by one."""
+    number = sum(variant.effect is not None for variant in variants)
+    if number < 2:
+        return []
+    return [
+        f"{number} comparisons with the baseline, and every interval holds for its own alone: where nothing differs, "
+        f"one in twenty leaves out 0. All of them together would need intervals at {100 * adjusted(number):.2f} % "
+        "(Bonferroni)."
+    ]
+
+
+# --- as files ---------------------------------------------------------------------------------------------------------
+
+
+def results_json(results: SweepResults) -> dict[str, Any]:
+    """The results as plain JSON, without seconds, times and paths: a sweep that was continued gives the same again."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(results)))
+    for variant in plain["variants"]:
+        del variant["seconds"]
+    return plain
+
+
+def volumes_rows(records: SweepRecords) -> list[dict[str, Any]]:
+    """Every score of every test volume after the last round: a row per variant, seed, site, case and metric."""
+    return [
+        {
+            "variant": variant.name,
+            "role": variant.role,
+            "seed": cell.seed,
+            "choice": None if cell.choice is None else choice_text(cell.choice),
+            "site": row.hospital,
+            "split": row.split,
+            "case": row.case,
+            "metric": row.metric,
+            "value": row.value,
+        }
+        for variant in records.variants
+        for cell in variant.finished
+        for row in _last(cell.measured)
+    ]
+
+
+def variants_rows(results: SweepResults) -> list[dict[str, Any]]:
+    """A row per variant and reference: its Dice, the difference to the baseline, the gain, and its costs."""
+    return [_variant_row(variant) for variant in results.variants]
+
+
+def _variant_row(variant: VariantResult) -> dict[str, Any]:
+    effect, gain = variant.effect, variant.gain
+    costs = [item.name for item in fields(Cost)]
+    return {
+        "variant": variant.name,
+        "role": variant.role,
+        "choice": None if variant.choice is None else choice_text(variant.choice),
+        "seeds": len(variant.seeds),
+        **_columns("dice", variant.dice),
+        "dice_seeds_sd": variant.seeds_sd,
+        "worst_site": variant.worst_site,
+        **_columns("unseen", variant.unseen),
+        **_columns("effect", None if effect is None else effect.overall),
+        **_columns("effect_unseen", None if effect is None else effect.unseen),
+        "effect_seeds_sd": None if effect is None else effect.seeds_sd,
+        "effect_pairs": None if effect is None else effect.volumes,
+        **_columns("gain", None if gain is None else gain.overall),
+        **{name: variant.references.get(name) for name in ("local", "pooled", "zero_shot", "best_site")},
+        **{name: None if variant.cost is None else getattr(variant.cost, name) for name in costs},
+    }
+
+
+def _columns(name: str, number: Interval | None) -> dict[str, float | None]:
+    if number is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return {name: number.mean, f"{name}_low": number.low, f"{name}_high": number.high}
