@@ -393,6 +393,7 @@ MANIFEST = {
     "where all of it is the same.",
     "continued": "One entry per time the run went on: `after_round`, `at`, and the `environment` then.",
     "cleaned": "What `wardround clean` removed.",
+    "rows": "Rows of every file when the run ended or was held; null before. A run that lost some is not trusted.",
     "command": "The command line.",
     "cell": "Which sweep made the run, for which `variant`, `seed` and `choice`; null when none did.",
     "state": "`running`, `finished`, `failed` or `interrupted`; `held`: only the test volumes wait, until a sweep has "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .experiments import ExperimentsFile
 
 OK, DIFFERENT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: fine; ``verify`` found a difference; a user's mistake, or bad data; stopped by Ctrl-C."""
+"""Exit codes: fine; ``verify`` found a difference, or runs of a sweep failed; a user's mistake, or bad data; Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,8 +112,9 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         from .sweeps.estimate import estimate
 
-        print(estimate(plan, data=args.data, out=args.out).text())
-        return OK
+        estimated = estimate(plan, data=args.data, out=args.out)
+        print(estimated.text())
+        return MISTAKE if estimated.problems else OK
     from .sweeps.execution import How, run_sweep
     from .sweeps.terminal import failures_text, sweep_text
 
@@ -467,7 +468,9 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_argument(parser)
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="the folder of a run, runs/EXPERIMENT/ID, or of a sweep, runs/SWEEP"
+    )
     parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the report")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (report.html in the run)")
     parser.add_argument(

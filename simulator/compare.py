@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .reports.page import UNDEFINED, Table, count_text
-from .results import UNSEEN, RunRecords, mean
+from .reports.page import UNDEFINED, Table, count_text, signed_text
+from .results import COMMON, UNSEEN, RunRecords, mean
+from .sweeps.costs import stays_alone
 from .sweeps.pairing import unpaired as drew_otherwise
 from .sweeps.records import PLAN
 from .sweeps.statistics import MIN_PAIRS, MIN_VOLUMES, Interval, Volume, by_site, mean_over_sites, paired
@@ -303,6 +304,13 @@ def _warnings(
     if only_left or only_right:
         counts = f"{sum(only_left.values())} of the first, {sum(only_right.values())} of the second"
         yield f"Volumes that only one run was scored on are left out: {counts}."
+    for which, records in (("first", left), ("second", right)):
+        foreign = sorted({COMMON, *records.unseen} & {site.site for site in dice.sites})
+        if stays_alone(records) and foreign:
+            yield (
+                f"The {which} run trains every hospital alone: at {', '.join(foreign)} it was scored with the initial "
+                "values, a model of nobody's."
+            )
     if dice.volumes < MIN_PAIRS:
         yield f"{count_text(dice.volumes, 'pair')} of volumes: only large differences can be told (below {MIN_PAIRS})."
     small = [site.site for site in dice.sites if site.volumes < MIN_VOLUMES]
@@ -352,14 +360,14 @@ def _table(comparison: Comparison) -> Table:
             str(site.volumes),
             f"{site.left:.3f}",
             f"{site.right:.3f}",
-            _signed(site.difference.mean),
+            signed_text(site.difference.mean),
             _ends(site.difference),
-            *(_signed(sites[site.site].difference.mean) if site.site in sites else UNDEFINED for sites in by_name),
+            *(signed_text(sites[site.site].difference.mean) if site.site in sites else UNDEFINED for sites in by_name),
         )
         for site in dice.sites
     )
-    total = ("mean", str(dice.volumes), f"{dice.left:.3f}", f"{dice.right:.3f}", _signed(dice.difference.mean))
-    footer = (*total, _ends(dice.difference), *(_signed(score.difference.mean) for score in others))
+    total = ("mean", str(dice.volumes), f"{dice.left:.3f}", f"{dice.right:.3f}", signed_text(dice.difference.mean))
+    footer = (*total, _ends(dice.difference), *(signed_text(score.difference.mean) for score in others))
     note = (
         f"Dice, {', '.join(score.name for score in others) or 'no other score'}: second minus first on the volumes "
         "that both were scored on, after the last round; the mean is over sites. The intervals are over volumes: they "
@@ -372,19 +380,15 @@ def _overall(scores: Iterable[ScoreDifference]) -> str:
     """A line per score."""
     lines = []
     for score in scores:
-        left_out = f"; {score.undefined} undefined values left out" if score.undefined else ""
+        left_out = f"; {count_text(score.undefined, 'undefined value')} left out" if score.undefined else ""
         lines += _wrapped(
-            f"{score.name}: {_signed(score.difference.mean)}, 95 % interval {_ends(score.difference)}, over "
+            f"{score.name}: {signed_text(score.difference.mean)}, 95 % interval {_ends(score.difference)}, over "
             f"{count_text(score.volumes, 'volume')}; worst site {score.worst_site}{left_out}"
         )
     return "\n".join(lines)
 
 
-def _signed(value: float) -> str:
-    return f"{round(value, 3) + 0.0:+.3f}"  # no minus before a zero
-
-
 def _ends(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return UNDEFINED
-    return f"[{_signed(interval.low)}, {_signed(interval.high)}]"
+    return f"[{signed_text(interval.low)}, {signed_text(interval.high)}]"

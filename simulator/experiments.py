@@ -99,6 +99,8 @@ def _problems(entries: object) -> list[Problem]:
     for name, entry in entries.items():
         if not isinstance(name, str):
             problems.append(Problem(str(name), "expected a text as name: put it in quotes"))
+        elif name in ("", ".", "..") or any(letter in name for letter in "/\\"):
+            problems.append(Problem(name, "expected a name without slashes: it names a folder"))
         if not isinstance(entry, Mapping):
             problems.append(Problem(str(name), f"expected a mapping, got {entry!r}"))
             continue

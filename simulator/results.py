@@ -181,7 +181,7 @@ class RunRecords:
             ValueError: Not a run directory, or a file in it is damaged (names file and line).
         """
         path = Path(run_dir)
-        return cls(
+        records = cls(
             path=path,
             config=_mapping(path / "config.yaml", yaml12.load(_required(path / "config.yaml"))),
             manifest=_read_json(_required(path / "manifest.json")),
@@ -193,6 +193,9 @@ class RunRecords:
             instruments=_read_rows(path / "instruments.jsonl", InstrumentRow),
             across=_read_rows(path / "across.jsonl", AcrossRow),
         )
+        counts = {name: len(getattr(records, name)) for name in records.manifest.get("rows") or ()}
+        check_rows(path, records.manifest, counts)
+        return records
 
     @property
     def finished(self) -> bool:
@@ -323,6 +326,26 @@ class RunRecords:
             bytes_down=sum(row.bytes_down for row in ledger),
             bytes_up=sum(row.bytes_up for row in ledger),
         )
+
+
+def check_rows(path: Path, manifest: Mapping[str, Any], now: Mapping[str, int]) -> None:
+    """Raises ValueError where a run that is over, or held, has other rows than it ended with.
+
+    Args:
+        path: The run directory.
+        manifest: Its manifest.
+        now: Rows by file.
+    """
+    then = manifest.get("rows") if manifest.get("state") in ("finished", "held") else None
+    found = {name: (number, now.get(name, 0)) for name, number in (then or {}).items()}
+    wrong = [f"{name}.jsonl had {had} rows and has {has}" for name, (had, has) in found.items() if had != has]
+    if wrong:
+        raise ValueError(lost(path, "; ".join(wrong)))
+
+
+def lost(path: Path, what: str) -> str:
+    """What to say of a run that lost data."""
+    return f"{path}: expected the files that the run left when it ended, but {what}; remove the folder and run it again"
 
 
 def mean(values: Iterable[float | None]) -> float | None:

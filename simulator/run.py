@@ -149,7 +149,7 @@ def _complete(
     checkpoint = _work(directory, assembled, bars, images)
     if hold_test:  # after a kill there may be scores of test volumes, which wait again until a value is selected
         directory.drop(checkpoint.round, HELD_SPLITS)
-        directory.update_manifest(state=HELD)
+        directory.update_manifest(state=HELD, rows=directory.count_rows())
     else:
         _finish(directory, assembled, checkpoint, images)
 
@@ -216,7 +216,7 @@ def _begin(
         asked = {"compile": compiled, **asked_for(experiment.runtime, directory.manifest)}
         check_environment(begun, {**here, **asked})
     continued = [*directory.manifest["continued"], {"after_round": latest, "at": now(), "environment": here}]
-    directory.update_manifest(state="running", error=None, continued=continued, compile=compiled)
+    directory.update_manifest(state="running", error=None, continued=continued, compile=compiled, rows=None)
 
 
 def _work(directory: RunDirectory, assembled: Assembled, bars: Callable[..., Progress], images: bool) -> Checkpoint:
@@ -384,7 +384,8 @@ def _finish(directory: RunDirectory, assembled: Assembled, checkpoint: Checkpoin
     summary = summarise_run(directory, assembled.assessor.classes)
     guarantee = assembled.federated.guarantee(summary["rounds"])
     write_json(directory.path / "summary.json", summary if guarantee is None else {**summary, "privacy": guarantee})
-    directory.update_manifest(state="finished", finished=now(), features=asdict(assembled.features.use))
+    used = asdict(assembled.features.use)
+    directory.update_manifest(state="finished", finished=now(), features=used, rows=directory.count_rows())
     write_report(directory.path, images=images)
 
 

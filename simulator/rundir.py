@@ -26,6 +26,7 @@ import torch
 from .checkpoint import Checkpoints
 from .files import append_lines, cut_lines, drop_lines, read_json, read_lines, remove_unfinished, write_json
 from .locks import held
+from .results import check_rows, lost
 
 HELD = "held"
 """The state of a run whose rounds are done and whose test volumes wait."""
@@ -79,6 +80,17 @@ class RunDirectory:
     def rows(self, name: str) -> list[dict[str, Any]]:
         """All rows of one file."""
         return read_lines(self.path / f"{name}.jsonl")
+
+    def count_rows(self) -> dict[str, int]:
+        """Whole lines of every file of rows that is there."""
+        files = {name: self.path / f"{name}.jsonl" for name in ROWS}
+        return {name: file.read_bytes().count(b"\n") for name, file in files.items() if file.exists()}
+
+    def check_whole(self) -> None:
+        """Raises ValueError where a run that is over has other rows than when it ended, or cannot be read."""
+        check_rows(self.path, self.manifest or {}, self.count_rows())
+        if not (self.path / "config.yaml").is_file():
+            raise ValueError(lost(self.path, "config.yaml is missing"))
 
     def cut(self, last_round: int) -> None:
         """Drops all rows of rounds after the last checkpoint."""
@@ -163,6 +175,7 @@ def new_manifest(experiment: str, identity: str, environment: Mapping[str, Any],
         "environment": dict(environment),
         "continued": [],
         "cleaned": [],
+        "rows": None,
         "command": shlex.join(["wardround", *sys.argv[1:]]),
         "state": "running",
         "error": None,

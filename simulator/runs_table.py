@@ -17,11 +17,11 @@ from typing import Any
 
 from . import yaml12
 from .builder import unknown
-from .files import file_stem, read_json
+from .files import read_json
 from .locks import is_held
 from .reports.page import UNDEFINED, Table, bytes_text, count_text, number_text
 from .results import RunRecords, mean
-from .sweeps.records import FAILURES, PLAN
+from .sweeps.records import PLAN, failure_of
 
 STATES = ("finished", "held", "running", "stopped", "interrupted", "failed", "missing", "damaged")
 """What a run can be, in the order of the tables. ``stopped``: it says it is running, and no process works on it."""
@@ -274,8 +274,8 @@ def _plan(folder: Path) -> _Plan:
         paths = {entry["key"]: folder.parent / entry["path"] for entry in entries}
         keys = ("variant", "seed", "choice")
         cells = {paths[entry["key"]]: CellOf(sweep=folder.name, **{k: entry[k] for k in keys}) for entry in entries}
-        files = {path: folder / FAILURES / f"{file_stem(key)}.json" for key, path in paths.items()}
-        failures = {path: read_json(file, ("error",))["error"] for path, file in files.items() if file.is_file()}
+        found = {paths[entry["key"]]: failure_of(folder, entry["key"], entry["path"]) for entry in entries}
+        failures = {path: failure["error"] for path, failure in found.items() if failure is not None}
     except (ValueError, OSError, KeyError, TypeError) as error:
         return _Plan(reason=str(error) if isinstance(error, ValueError | OSError) else f"{PLAN} lacks {error}")
     return _Plan(cells=cells, failures=failures)

@@ -265,6 +265,16 @@ def number_text(value: float | None, digits: int = 3) -> str:
     return UNDEFINED if value is None else f"{value:.{digits}f}"
 
 
+def signed_text(value: float) -> str:
+    """``+0.021``; never a minus before a zero.
+
+    Example:
+        >>> signed_text(0.0214), signed_text(-0.0001)
+        ('+0.021', '+0.000')
+    """
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
 def counted_text(value: float | None, undefined: int, digits: int) -> str:
     """``3.41 (2)``: the mean of the defined values and how many were not defined."""
     return number_text(value, digits) + (f" ({undefined})" if undefined else "")
@@ -299,7 +309,7 @@ def seconds_text(seconds: float) -> str:
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c2024; --dim: #5b646e; --page: #ffffff; --box: #f4f6f8; --line: #d6dbe0;
-  --link: #005a8f; --warn: #fff4dc; --warn-line: #b87800; }
+  --link: #005a8f; --warn: #fff4dc; --warn-line: #b87800; --shade: #8a949e66; }
 @media (prefers-color-scheme: dark) { :root { --text: #e7eaed; --dim: #a2acb6; --page: #14171a; --box: #1e2226;
   --line: #3a4148; --link: #7cc4f0; --warn: #33290f; --warn-line: #e69f00; } }
 * { box-sizing: border-box; }
@@ -323,7 +333,11 @@ dl, dd, figure { margin: 0; }
 .facts > div { display: grid; grid-template-columns: 11rem minmax(0, 1fr); gap: .25rem 1rem; padding: .3rem 0;
   border-bottom: 1px solid var(--line); }
 .facts dt { color: var(--dim); overflow-wrap: anywhere; } .facts dd { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; max-width: 100%; margin: .75rem 0; }
+.scroll { overflow-x: auto; max-width: 100%; margin: .75rem 0; background:
+  linear-gradient(to right, var(--page) 40%, transparent) left / 3rem 100% local no-repeat,
+  linear-gradient(to left, var(--page) 40%, transparent) right / 3rem 100% local no-repeat,
+  linear-gradient(to right, var(--shade), transparent) left / 1rem 100% scroll no-repeat,
+  linear-gradient(to left, var(--shade), transparent) right / 1rem 100% scroll no-repeat; }
 table { border-collapse: separate; border-spacing: 0; font-size: .875rem; line-height: 1.25rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .375rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
@@ -349,10 +363,11 @@ pre { background: var(--box); border-radius: .5rem; padding: .75rem 1rem; white-
   .slices { grid-template-columns: 1fr 1fr; } }
 @media print { :root { color-scheme: light; --text: #000; --dim: #444; --page: #fff; --box: #fff; --line: #bbb;
   --link: #000; --warn: #fff; } nav { display: none; } body { padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; } .scroll > div { min-width: 0 !important; }
+  .scroll { overflow: visible; background: none; } .scroll > div { min-width: 0 !important; }
   table { font-size: 7.5pt; line-height: 1.3; } .wide > svg { min-width: 0; } tfoot { display: table-row-group; }
   h2 { margin-top: 1.5rem; }
   .figures { grid-template-columns: 1fr 1fr; } .figures.small { grid-template-columns: 1fr 1fr 1fr; }
-  th, td { padding: .2rem .4rem; } h2, h3 { break-after: avoid; } tr { break-inside: avoid; }
+  th, td { padding: .2rem .4rem; } tr { break-inside: avoid; }
+  h2, h3, h2 + .note, h3 + .note, .slices + .note, .legend { break-after: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

@@ -51,6 +51,12 @@ from .run_overlays import no_slices, slices_section
 from .run_scores import cross_site_section, scores_section
 
 
+def shows_images(run_dir: Path) -> bool:
+    """Whether the page of a run holds slices of test volumes."""
+    page_file = run_dir / "report.html"
+    return page_file.is_file() and b"data:image/png" in page_file.read_bytes()
+
+
 def write_report(
     run_dir: Path | str, *, images: bool = True, out: Path | None = None, export_to: Path | None = None
 ) -> Path:
@@ -108,9 +114,7 @@ def _head(records: RunRecords, title: str) -> Html:
         "Mean test Dice": (dice, _over(records, len(ranked), len(scores))),
         "Worst hospital": (number_text(ranked[0][0]), ranked[0][1]) if ranked else (UNDEFINED, _unscored(records)),
         "Rounds": (_rounds_text(records), _who_trains(records)),
-        "Sent": ("nothing", "all cases are in one place")
-        if records.pooled
-        else (total_sent(records), both_ways(records)),
+        "Sent": _sent(records),
         "Time": (seconds_text(records.seconds), _device(records)),
     }
     return join([tag("h1", title), note(_kind(records)), _state_banner(records), tiles(boxes)])

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from ..results import SERVER, UNSEEN, RunRecords, Series, mean_series
+from ..sweeps.costs import link_hours
 from .page import (
     UNDEFINED,
     Drawing,
@@ -312,16 +313,6 @@ def mean_traffic(records: RunRecords) -> tuple[float, float]:
     """Bytes down and up over the run, the mean over the hospitals that took part in a round."""
     hospitals = len({row.hospital for row in records.ledger})
     return records.bytes_down / hospitals, records.bytes_up / hospitals
-
-
-def link_hours(size: float, megabits: float) -> float:
-    """Hours that some bytes take over a link of so many decimal megabits per second.
-
-    Example:
-        >>> link_hours(4.5e9, 10)
-        1.0
-    """
-    return 8 * size / (megabits * 1e6) / 3600
 
 
 def total_sent(records: RunRecords) -> str:

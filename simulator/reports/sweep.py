@@ -38,7 +38,7 @@ from ..sweeps.results import (
     volumes_rows,
 )
 from .export import export
-from .instruments import COLUMNS, instrument_text
+from .instruments import COLUMNS, NOTE, instrument_text
 from .page import (
     UNDEFINED,
     Drawing,
@@ -744,7 +744,7 @@ def _aggregation(view: View) -> Section | None:
     drawn = [_measure(view, name, measured) for name in names]
     remark = note(
         "What the server's steps looked like, per round: mean over seeds (and over hospitals, where each has a value),"
-        " the band from the lowest to the highest seed. The page of each run has them layer by layer."
+        f" the band from the lowest to the highest seed. The page of each run has them layer by layer. {NOTE}"
     )
     body = join(
         [

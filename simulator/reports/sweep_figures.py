@@ -13,11 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .figures import BLUE, INK, LINE_COLOURS, MARKS, ORANGE, svg
-from .page import UNDEFINED, bytes_text
+from .figures import BLUE, INK, LINE_COLOURS, MARKS, ORANGE, readable_on, svg
+from .page import UNDEFINED, bytes_text, number_text, signed_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,6 +119,8 @@ def forest(name: str, dots: Sequence[Dot], *, x_label: str) -> str:
     width = left + 3.4 + 1.75
 
     def draw(drawing: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = _axes(drawing, left=left, right=1.75, bottom=0.55, top=0.15)
         axes.axvline(0.0, color=INK, linewidth=1.0)
         for row, dot in enumerate(dots):
@@ -131,6 +130,7 @@ def forest(name: str, dots: Sequence[Dot], *, x_label: str) -> str:
             _write(axes, -0.02, row, cut(dot.name), "right", across=True)
             _write(axes, 1.02, row, interval_text(dot.value, dot.low, dot.high, signed=True), "left", across=True)
         axes.set_xlim(*_span([0.0, *(end for dot in dots for end in (*dot.ends, *dot.seeds))]))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_ylim(len(dots) - 0.5, -0.5)
         axes.set_yticks([])
         axes.set_xlabel(x_label, parse_math=False)
@@ -294,9 +294,8 @@ def interval_text(mean: float, low: float | None, high: float | None, *, signed:
         >>> interval_text(0.0214, -0.003, 0.0441, signed=True), interval_text(0.5, None, None)
         ('+0.021 [-0.003, +0.044]', '0.500')
     """
-    form = "{:+.3f}" if signed else "{:.3f}"
-    text = form.format(mean)
-    return text if low is None or high is None else f"{text} [{form.format(low)}, {form.format(high)}]"
+    form = signed_text if signed else number_text
+    return form(mean) if low is None or high is None else f"{form(mean)} [{form(low)}, {form(high)}]"
 
 
 def powers_of_two(values: Sequence[float]) -> bool:
@@ -463,6 +462,8 @@ def _cost_axis(axes: Axes, values: Sequence[float], text: Callable[[float], str]
         room = 0.12 * (high - low) or max(0.1 * high, 1.0)
         axes.set_xlim(max(low - room, 0.0 if low else -room), high + room)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    if low == high:  # dots are moved aside of the one cost that there is: other ticks would make costs of that
+        axes.xaxis.set_major_locator(FixedLocator([low]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
@@ -475,7 +476,7 @@ def round_numbers(low: float, high: float, most: int = 6) -> list[float]:
 
     Example:
         >>> round_numbers(3, 4000), round_numbers(90, 210)
-        ([10, 100, 1000], [100, 200])
+        ([10, 100, 1000], [100, 150, 200])
     """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     best: list[float] = []
@@ -565,13 +566,20 @@ def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
         taken.append((ends[0][0] - 1.0, ends[0][1], ends[1][0] + 1.0, ends[1][1]))
     for dot, spot in zip(dots, spots, strict=True):
         text = cut(dot.name, 26)
-        box = _free_place(spot, _inches(len(text)) * 72, taken, inside)
+        others = [other for other in spots if other != spot]
+        box = _free_place(spot, _inches(len(text)) * 72, taken, inside, others)
         taken.append(box)
         _name_dot(axes, dot, text, spot, box)
 
 
-def _free_place(spot: tuple[float, ...], width: float, taken: Sequence[Box], inside: tuple[float, ...]) -> Box:
-    """The first place around a dot where nothing is, or the one with least below it."""
+def _free_place(
+    spot: tuple[float, ...],
+    width: float,
+    taken: Sequence[Box],
+    inside: tuple[float, ...],
+    others: Sequence[tuple[float, ...]] = (),
+) -> Box:
+    """The first place around a dot that is free and not nearer to another dot, or the one with least of both."""
     height = 1.15 * TEXT_PT
     boxes = []
     for distance in (7.0, 12.0, 20.0, 30.0, 42.0, 56.0, 72.0):
@@ -579,7 +587,17 @@ def _free_place(spot: tuple[float, ...], width: float, taken: Sequence[Box], ins
             x = spot[0] + across * distance + (across - 1) * width / 2
             y = spot[1] + up * distance - height / 2
             boxes.append((x, y, x + width, y + height))
-    return min(boxes, key=lambda box: round(_covered(box, taken) + 4 * _outside(box, inside), 6))
+
+    def fault(box: Box) -> float:
+        misread = sum(_apart(box, other) < _apart(box, spot) - 1.5 for other in others)
+        return round(_covered(box, taken) + 4 * _outside(box, inside) + 200 * misread, 6)
+
+    return min(boxes, key=fault)
+
+
+def _apart(box: Box, spot: tuple[float, ...]) -> float:
+    """Points from a box to a spot."""
+    return math.hypot(max(box[0] - spot[0], spot[0] - box[2], 0.0), max(box[1] - spot[1], spot[1] - box[3], 0.0))
 
 
 def _covered(box: Box, taken: Sequence[Box]) -> float:
@@ -662,17 +680,12 @@ def _square(row: int, column: int) -> tuple[list[float], list[float]]:
 def _cell(
     axes: Axes, row: int, column: int, value: float | None, colours: Colormap, limits: tuple[float, float], form: str
 ) -> None:
+    from matplotlib.colors import to_hex
+
     if value is None:
         axes.text(column + 0.5, row, UNDEFINED, ha="center", va="center")
         return
     low, high = limits
-    colour = np.asarray(colours((value - low) / (high - low)))
-    axes.fill(*_square(row, column), color=tuple(colour.tolist()), linewidth=0)
-    axes.text(column + 0.5, row, form.format(value), ha="center", va="center", color=_readable(colour), fontsize=8.5)
-
-
-def _readable(colour: NDArray[np.float64]) -> str:
-    """Black or white, whichever stands out more from a colour (WCAG 2 relative luminance)."""
-    linear = np.where(colour[:3] <= 0.04045, colour[:3] / 12.92, ((colour[:3] + 0.055) / 1.055) ** 2.4)
-    luminance = float(linear @ [0.2126, 0.7152, 0.0722])
-    return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
+    colour = to_hex(colours((value - low) / (high - low)))
+    axes.fill(*_square(row, column), color=colour, linewidth=0)
+    axes.text(column + 0.5, row, form.format(value), ha="center", va="center", color=readable_on(colour), fontsize=8.5)

@@ -9,7 +9,7 @@ from ..results import RunRecords
 from ..sweeps.records import CellRecord, SweepRecords
 from ..sweeps.results import Effect, Interval, SiteNumber, SweepResults, VariantResult, choice_text
 from . import sweep_figures
-from .page import UNDEFINED, Table, bytes_text, count_text, number_text, seconds_text
+from .page import UNDEFINED, Table, bytes_text, count_text, number_text, seconds_text, signed_text
 
 ROLE_NAMES = {"local": "local only", "pooled": "pooled", "zero_shot": "zero-shot", "best_site": "best single site"}
 """References in words."""
@@ -73,8 +73,6 @@ RANKING = (
     "worst site",
     "gain [95 %]",
     "sent",
-    "numbers",
-    "steps",
     "time",
 )
 
@@ -96,8 +94,8 @@ def ranking_table(results: SweepResults) -> Table:
             " of a site, then over sites. [95 %]: bootstrap interval over the volumes within sites. SD: standard"
             f" deviation of the runs' Dice over seeds. Difference: to {results.baseline}, volume by volume. Worst site:"
             " where that is lowest. Gain: over hospitals that train alone. Sent: bytes both ways, all hospitals, whole"
-            " run. Numbers: what a hospital sends in a round, in float32. Steps: of all hospitals. Time: wall clock of"
-            " a run. Below the line: references."
+            " run. Time: wall clock of the rounds of a run. Below the line: references. Steps and the numbers sent are"
+            " under Communication and work."
         ),
     )
 
@@ -122,8 +120,6 @@ def _ranking_row(variant: VariantResult, baseline: str) -> tuple[str, ...]:
         _worst_text(effect) if variant.role == "variant" else "",
         interval_text(_overall(variant.gain), signed=True) if variant.role == "variant" else "",
         UNDEFINED if cost is None else bytes_text(cost.bytes_up + cost.bytes_down),
-        UNDEFINED if cost is None else f"{cost.parameters_up:,.0f}",
-        UNDEFINED if cost is None else f"{cost.steps:,.0f}",
         UNDEFINED if variant.seconds is None else seconds_text(variant.seconds),
     )
 
@@ -137,7 +133,7 @@ def _worst_text(effect: Effect | None) -> str:
     if effect is None:
         return UNDEFINED
     worst = next(number for number in effect.sites if number.site == effect.worst_site)
-    return f"{worst.value.mean:+.3f}, {worst.site}"
+    return f"{signed_text(worst.value.mean)}, {worst.site}"
 
 
 def remarks(results: SweepResults) -> dict[str, str]:
@@ -278,8 +274,8 @@ def cost_table(results: SweepResults) -> Table:
         rows=rows,
         note=(
             "Means over seeds. Up, down: bytes of all hospitals over the run. At 10 and 100 Mbit/s: how long one"
-            " hospital, the mean one, sends and receives over the run. Overhead: 32 x numbers x rounds / 2^30, as"
-            " FLAP-SAM (arXiv 2407.21739) prints it. Pooled: nothing travels but the cases, before training."
+            " hospital, the mean one, sends and receives over the run. Overhead: in gibibits, 32 x numbers x rounds /"
+            " 2^30, as FLAP-SAM (arXiv 2407.21739) prints it. Pooled: nothing travels but the cases, before training."
         ),
     )
 

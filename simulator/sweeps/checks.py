@@ -11,6 +11,7 @@ from .statistics import counted, named
 
 STATES = {
     "failed": "failed",
+    "damaged": "lost data or cannot be read, and left out (remove the folder and give the sweep again)",
     "missing": "not begun, or on another machine",
     "interrupted": "interrupted",
     "running": "still running",

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import yaml12
-from .definition import SHORT
-from .numeric import leaves
+from .definition import SHORT, leaves
 from .records import CellRecord, SweepRecords
 
 KEPT = ("--data", "--experiments", "--out", "--device")

@@ -26,7 +26,8 @@ class Cost:
             the mean over hospitals and rounds. Compression, for instance, makes it smaller than what trains.
         bytes_up: Bytes of all updates of a run.
         bytes_down: Bytes of all broadcasts of a run.
-        hours_10: Hours in which a hospital, the mean one, sends and receives its part of a run at 10 Mbit/s.
+        hours_10: Hours in which a hospital, the mean one of those that took part, sends and receives its part of a run
+            at 10 Mbit/s.
         hours_100: The same at 100 Mbit/s.
         steps: Optimizer steps of all hospitals.
         paper_overhead: FLAP-SAM's column: 32 P rounds / 2^30, with P = ``parameters_up``.
@@ -72,16 +73,26 @@ def _cost_of(records: RunRecords, *, travels: bool) -> Cost:
     rounds = max((row.round for row in records.ledger), default=0)
     numbers = sum(sent) / len(sent) / FLOAT32_BYTES if sent and travels else 0.0
     up, down = (float(records.bytes_up), float(records.bytes_down)) if travels else (0.0, 0.0)
-    bits = 8 * (up + down) / hospitals if hospitals else 0.0
+    each = (up + down) / hospitals if hospitals else 0.0
     return Cost(
         parameters_up=numbers,
         bytes_up=up,
         bytes_down=down,
-        hours_10=bits / 10e6 / 3600,
-        hours_100=bits / 100e6 / 3600,
+        hours_10=link_hours(each, 10),
+        hours_100=link_hours(each, 100),
         steps=float(sum(row.steps for row in records.ledger)),
         paper_overhead=32 * numbers * rounds / 2**30,
     )
+
+
+def link_hours(size: float, megabits: float) -> float:
+    """Hours that some bytes take over a link of so many decimal megabits per second.
+
+    Example:
+        >>> link_hours(4.5e9, 10)
+        1.0
+    """
+    return 8 * size / (megabits * 1e6) / 3600
 
 
 def curve(variant: VariantRecord) -> tuple[CurvePoint, ...]:

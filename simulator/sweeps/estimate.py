@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ...aggregators.contract import HospitalInfo
 from ..assembly import locate
@@ -21,6 +21,7 @@ from ..resident import Resident
 from ..rundir import environment
 from ..runtime import prepare_device
 from ..table import TableSetting
+from .definition import leaves
 from .pace import Kind, Pace, measure, pace_of_runs, spent
 from .traffic import Traffic, first_round
 from .work import Slices, Work, count_slices, steps_alone, work_of
@@ -125,8 +126,12 @@ class Estimate:
     def text(self) -> str:
         """For a terminal."""
         parts = [self._head(), _variants(self.rows), _references(self.rows), self._tuning(), self._time(), self._disk()]
-        problems = [f"{row.variant.name} cannot run: {row.problem}" for row in self.rows if row.problem]
-        return "\n\n".join(filter(None, [*parts, _filled(problems)]))
+        return "\n\n".join(filter(None, [*parts, _filled(self.problems)]))
+
+    @property
+    def problems(self) -> list[str]:
+        """Why which variants cannot run."""
+        return [f"{row.variant.name} cannot run: {row.problem}" for row in self.rows if row.problem]
 
     def _head(self) -> str:
         sweep, compared = self.plan.sweep, [row for row in self.rows if row.variant.role == "variant"]
@@ -153,7 +158,7 @@ class Estimate:
         if not self.left:
             return "time: nothing is left."
         if self.seconds is None:
-            return _filled([f"time: not known. {self.unknown}"])
+            return _filled([f"time: not known. {self.unknown or 'Some runs cannot be made, as said below.'}"])
         head = f"time: about {seconds_text(self.seconds)} for {count_text(self.left, 'run')}, one after the other."
         lacking = [] if self.unknown is None else [self.unknown]
         return _filled([head, *lacking, *(_rests_on(kind, pace) for kind, pace in self.paces.items())])
@@ -222,16 +227,8 @@ def _sharing(reference: Variant, compared: Sequence[Variant]) -> str:
 
 def _settings(variant: Variant) -> str:
     """What tells a variant apart, in a few words."""
-    text = ", ".join(f"{path}={value}" for path, value in _leaves(variant.settings)) or "as the base"
+    text = ", ".join(f"{path}={value}" for path, value in leaves(variant.settings).items()) or "as the base"
     return text if len(text) <= SETTINGS else f"{text[: SETTINGS - 1]}…"
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -303,6 +300,25 @@ class _Traffics:
             except ValueError as error:
                 self._found[key] = None, str(error)
         return self._found[key]
+
+
+def cannot_run(variants: Sequence[Variant], data: Path | None, resident: Resident) -> list[str]:
+    """Why variants cannot run in their federations, found without data or weights; empty where nothing is known.
+
+    Args:
+        variants: The variants, with the cells that are to be run.
+        data: Folder of the data.
+        resident: What runs of this process share.
+    """
+    traffics, problems = _Traffics(), []
+    for variant in variants:
+        experiment = variant.cells[0].experiment
+        federation = locate(experiment, data, resident).federation
+        names = ["pooled"] if experiment.pooled else sorted(federation.hospitals)
+        hospitals = [HospitalInfo(name=name, num_examples=100) for name in names]
+        _, problem = traffics.of(experiment, len(federation.classes), hospitals)
+        problems += [] if problem is None else [f"{variant.name} cannot run: {problem}"]
+    return problems
 
 
 class _Counted:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,13 +25,14 @@ from ..locks import InUseError
 from ..out_of_memory import OutOfMemoryError, release
 from ..progress import SweepProgress
 from ..reports.page import number_text, seconds_text
+from ..reports.run import shows_images, write_report
 from ..reports.sweep import write_sweep_report
 from ..resident import Resident
 from ..results import RunRecords, mean
 from ..run import is_over, run, run_directory
 from ..rundir import RunDirectory
 from ..tensorboard import check_log, log_afterwards
-from .estimate import headline
+from .estimate import cannot_run, headline
 from .folder import forget_failure, record_failure, write_plan
 from .plan import Cell, Plan, Variant
 from .records import SweepRecords
@@ -111,6 +112,7 @@ def run_sweep(plan: Plan, how: How, shard: tuple[int, int] = (1, 1)) -> SweepOut
     cells = [cell for cell in plan.cells if cell.key in names]
     resident = Resident()
     paths = folders(plan, how, resident)
+    _check_runnable(mine, how, paths, resident)
     folder = how.out / plan.name
     changed = write_plan(folder, plan, paths, experiments_file=how.experiments_file)
     scored_later = sum(len({cell.seed for cell in variant.cells}) for variant in mine if variant.tuned)
@@ -165,6 +167,15 @@ def folders(plan: Plan, how: How, resident: Resident) -> dict[str, str]:
     return paths
 
 
+def _check_runnable(variants: Sequence[Variant], how: How, paths: Mapping[str, str], resident: Resident) -> None:
+    """Raises ConfigError with all variants that could not run, of those that have not been begun."""
+    begun = {key for key, path in paths.items() if (how.out / path / "manifest.json").is_file()}
+    fresh = [variant for variant in variants if not any(cell.key in begun for cell in variant.cells)]
+    problems = cannot_run(fresh, how.data, resident)
+    if problems:
+        raise ConfigError(problems)
+
+
 def _check_validation(cell: Cell, located: Located) -> None:
     lacking = [name for name, cases in located.federation.hospitals.items() if not cases.validation]
     if cell.choice is not None and lacking:
@@ -214,12 +225,24 @@ class _Worker:
             cells: The cells.
             hold_test: Test volumes wait where a setting is selected.
         """
-        left = [cell for cell in cells if not self._is_over(cell, hold_test)]
+        whole = [cell for cell in cells if self._is_whole(cell)]
+        left = [cell for cell in whole if not self._is_over(cell, hold_test)]
         self.progress.skip(len(cells) - len(left))
         again = [cell for cell in left if not self._attempt(cell, hold_test)]
         for cell in again:
             if not self._attempt(cell, hold_test):
                 self.busy.append(cell.key)
+
+    def _is_whole(self, cell: Cell) -> bool:
+        """Whether a run that was begun can be read and lost nothing; where not, that is written down."""
+        directory = RunDirectory(self.how.out / self.paths[cell.key])
+        try:
+            if directory.manifest is not None:
+                directory.check_whole()
+        except ValueError as error:
+            self._fail(cell, error)
+            return False
+        return True
 
     def _is_over(self, cell: Cell, hold_test: bool) -> bool:
         """Whether nothing is left to do, as its manifest says; what is known of an earlier failure is then old."""
@@ -227,6 +250,8 @@ class _Worker:
         hold = hold_test and cell.choice is not None
         over = is_over(directory, hold_test=hold) and (hold or (directory.path / "report.html").exists())
         if over:
+            if not self.how.images and shows_images(directory.path):
+                write_report(directory.path, images=False)
             forget_failure(self.folder, cell)
             log_afterwards(directory, self.how.log)
         return over

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .definition import leaves
 from .records import SweepRecords, VariantRecord
 
 
@@ -34,20 +35,6 @@ def _paths(records: SweepRecords) -> list[str]:
     """Paths that any variant sets."""
     grid = (records.plan.get("definition") or {}).get("grid") or {}
     return list(dict.fromkeys([*grid, *(path for v in records.compared for path in leaves(v.settings))]))
-
-
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by path.
-
-    Example:
-        >>> leaves({"method": {"lora": {"rank": 8}}, "rounds": 5})
-        {'method.lora.rank': 8, 'rounds': 5}
-    """
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        path = f"{prefix}{key}"
-        found |= leaves(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return found
 
 
 def _values(variant: VariantRecord, paths: Iterable[str]) -> dict[str, Any]:

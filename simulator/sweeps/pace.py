@@ -28,6 +28,7 @@ from ..assembly import build_replica
 from ..bench.timing import timed
 from ..files import read_json, read_lines
 from ..randomness import streams
+from ..runs_table import folder_bytes
 from .work import Work
 
 if TYPE_CHECKING:
@@ -125,18 +126,17 @@ class Spent:
 
 
 def spent(folder: Path) -> Spent | None:
-    """What a run took, None where it is not done.
-
-    Raises:
-        ValueError: a file of it is damaged.
-    """
+    """What a run took, None where it is not done or cannot be read."""
     file = folder / "manifest.json"
-    manifest = read_json(file, ("state", "environment")) if file.is_file() else {}
-    if manifest.get("state") not in DONE:
+    try:
+        manifest = read_json(file, ("state", "environment")) if file.is_file() else {}
+        seconds = _seconds(folder, manifest) if manifest.get("state") in DONE else None
+    except ValueError:
         return None
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if seconds is None:
+        return None
     device = str(manifest["environment"].get("device"))
-    return Spent(path=folder, device=device, seconds=_seconds(folder, manifest), size=size)
+    return Spent(path=folder, device=device, seconds=seconds, size=folder_bytes(folder))
 
 
 def _seconds(folder: Path, manifest: Mapping[str, Any]) -> float:

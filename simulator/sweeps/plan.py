@@ -21,7 +21,7 @@ from typing import Any
 from ..builder import ConfigError, resolve, unknown
 from ..config import Change, Experiment, build_experiment, identity, nested
 from ..experiments import SWEEP, ExperimentsFile
-from .definition import Select, Sweep, at, layered, read_definition
+from .definition import Select, Sweep, at, layered, leaves, read_definition
 from .references import ROLES, local_everywhere
 
 VARIANT = "variant"
@@ -164,7 +164,8 @@ def _no_base(base: str, file: ExperimentsFile, where: str) -> str | None:
     if base in file.entries:
         return None
     experiments = [entry for entry in file.entries if entry not in file.sweeps]
-    return f"{where}base: " + unknown(f"no experiment {base!r}", base, experiments)
+    text = f"{where}base: " + unknown(f"no experiment {base!r}", base, experiments)
+    return text if file.packaged else f"{text}; a file of your own takes the place of the packaged one: copy the entry"
 
 
 # ---- points: variants on the grid ------------------------------------------------------------------------------------
@@ -283,10 +284,19 @@ MISPLACED = {"seed": f"{SWEEP}.seeds", "purpose": "the entry itself, beside swee
 """Settings that a sweep has in another place."""
 
 
+DECIDES_SCORES = ("data", "split", "split_seed", "evaluation", "windows", "seed")
+"""Parts of an experiment that decide what is scored: nothing of them can be selected by its score."""
+
+
 def _misplaced(layer: _Layer, sweep: Sweep) -> Iterator[str]:
-    changes = _leaves(layer.changes)
+    changes = leaves(layer.changes)
     for path in MISPLACED.keys() & changes.keys():
         yield f"{layer.place}{path}: expected in {MISPLACED[path]}"
+    if sweep.select is not None and sweep.select.path.split(".")[0] in DECIDES_SCORES:
+        yield (
+            f"{layer.place}{sweep.select.path}: expected a setting that leaves alone which volumes are scored and how, "
+            "as values are compared by their scores"
+        )
     if sweep.select is not None and changes.get("evaluation.test", "last") != "last":
         yield (
             f"{layer.place}evaluation.test: expected 'last', as test volumes wait for what is selected, "
@@ -298,7 +308,7 @@ def _overruled(layers: Sequence[_Layer], where: str) -> Iterator[str]:
     """What would replace a setting of another layer, which then had no effect; said once."""
     told = set()
     for upper in layers:
-        for by in _leaves(upper.changes):
+        for by in leaves(upper.changes):
             losing = ((lower, _lost(lower, by)) for lower in layers if lower.rank < upper.rank)
             lower, lost = next((pair for pair in losing if pair[1]), (upper, None))
             if lost is None or by in MISPLACED or (upper.place, by) in told:
@@ -313,16 +323,7 @@ def _overruled(layers: Sequence[_Layer], where: str) -> Iterator[str]:
 def _lost(lower: _Layer, by: str) -> str | None:
     """The first setting that a value at the path ``by`` replaces: there, below, or of another plug-in there."""
     plugin = by.removesuffix(".name").removesuffix(".class")
-    return next((path for path in _leaves(lower.changes) if f"{path}.".startswith(f"{plugin}.")), None)
-
-
-def _leaves(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by path."""
-    found: dict[str, Any] = {}
-    for key, value in changes.items():
-        path = f"{prefix}{key}"
-        found |= _leaves(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return found
+    return next((path for path in leaves(lower.changes) if f"{path}.".startswith(f"{plugin}.")), None)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ..results import RunRecords, mean
 PLAN = "plan.json"
 FAILURES = "failures"
 
-State = Literal["finished", "held", "running", "interrupted", "failed", "missing"]
+State = Literal["finished", "held", "running", "interrupted", "failed", "damaged", "missing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class CellRecord:
         choice: The value of the selected setting, None where nothing is selected.
         path: Its run directory, there or not.
         state: ``finished``; ``held``: its test volumes wait for the selection; ``running``, ``interrupted``,
-            ``failed``; ``missing``: not begun, or on another machine. A killed run is ``interrupted``.
+            ``failed``; ``damaged``: it lost data or cannot be read; ``missing``: not begun, or on another machine. A
+            killed run is ``interrupted``.
         error: What stopped it.
         records: What it measured, None where it is missing.
     """
@@ -54,8 +55,8 @@ class CellRecord:
 
     @property
     def failed(self) -> bool:
-        """Whether it stopped with an error."""
-        return self.state == "failed"
+        """Whether it stopped with an error, or cannot be read."""
+        return self.state in ("failed", "damaged")
 
     @property
     def validation_dice(self) -> float | None:
@@ -124,11 +125,7 @@ class VariantRecord:
     def selection_warnings(self) -> tuple[str, ...]:
         """What a reader has to know of how the value was selected."""
         failed = [f"{cell.key}: {cell.error}" for cell in self.cells if cell.choice is not None and _uncompared(cell)]
-        found = [f"left out of the selection, as it failed: {text}" for text in failed]
-        if self.at_edge:
-            tried = ", ".join(map(str, self.values))
-            found.append(f"{self.choice} was selected at the edge of what was tried ({tried}): try beyond it")
-        return tuple(found)
+        return tuple(f"left out of the selection, as it failed: {text}" for text in failed)
 
     @property
     def tuning_runs(self) -> int:
@@ -256,10 +253,9 @@ def _variants(plan: Mapping[str, Any], cells: Iterable[CellRecord]) -> list[Vari
 
 def _cell(folder: Path, entry: Mapping[str, Any]) -> CellRecord:
     path = folder.parent / entry["path"]
-    records = RunRecords.load(path) if (path / "manifest.json").is_file() else None
-    state, error = _state(path, {} if records is None else records.manifest)
+    records, state, error = _read(path)
     failure = failure_of(folder, entry["key"], entry["path"])
-    if failure is not None and state not in ("finished", "held", "running"):
+    if failure is not None and state not in ("finished", "held", "running", "damaged"):
         state, error = "failed", failure["error"]
     return CellRecord(
         key=entry["key"],
@@ -271,6 +267,15 @@ def _cell(folder: Path, entry: Mapping[str, Any]) -> CellRecord:
         error=error,
         records=records,
     )
+
+
+def _read(path: Path) -> tuple[RunRecords | None, State, str | None]:
+    """A run, how far it is, and what stopped it; one that cannot be read stops nobody from looking at the others."""
+    try:
+        records = RunRecords.load(path) if (path / "manifest.json").is_file() else None
+    except ValueError as error:
+        return None, "damaged", f"{error}; remove {path} and give the sweep again"
+    return records, *_state(path, {} if records is None else records.manifest)
 
 
 def _state(path: Path, manifest: Mapping[str, Any]) -> tuple[State, str | None]:

@@ -112,8 +112,11 @@ class Effect:
 
     @property
     def told(self) -> bool:
-        """Whether the interval of ``overall`` leaves out 0. One that is too narrow does so too often: see ``few``."""
-        return not self.overall.includes_zero
+        """Whether a difference can be told: the interval leaves out 0, and the seeds move it by less than its size.
+
+        An interval that is too narrow leaves out 0 too often: see ``few``.
+        """
+        return not self.overall.includes_zero and abs(self.overall.mean) > (self.seeds_sd or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def mean_over_sites(values: Samples) -> Interval:
 
     Percentile intervals from few volumes are too narrow: they lack a factor sqrt(n / (n - 1)) and the tails of t. How
     many of 100 intervals held the true mean of four sites with n volumes each, in 1,000 simulations
-    (``tests/simulator/test_statistics.py``); skewed: minus a log-normal variable, sigma 1:
+    (``tests/simulator/sweeps/test_statistics.py``); skewed: minus a log-normal variable, sigma 1:
 
     ======  ===  ===  ===  ===
     n         3    5   10   20

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..reports.page import UNDEFINED, Table, count_text, number_text
+from ..reports.page import UNDEFINED, Table, count_text, number_text, signed_text
 from .records import SweepRecords
 from .results import SweepResults, VariantResult, choice_text
 from .statistics import Interval
@@ -75,7 +75,7 @@ def _row(variant: VariantResult, selects: bool, baseline: str) -> tuple[str, ...
         str(len(variant.seeds)),
         number_text(None if variant.dice is None else variant.dice.mean),
         number_text(variant.seeds_sd),
-        "baseline" if is_baseline else UNDEFINED if effect is None else f"{effect.mean:+.3f}",
+        "baseline" if is_baseline else UNDEFINED if effect is None else signed_text(effect.mean),
         UNDEFINED if effect is None else _interval_text(effect),
     )
 
@@ -83,7 +83,7 @@ def _row(variant: VariantResult, selects: bool, baseline: str) -> tuple[str, ...
 def _interval_text(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return UNDEFINED
-    return f"{interval.low:+.3f} to {interval.high:+.3f}"
+    return f"{signed_text(interval.low)} to {signed_text(interval.high)}"
 
 
 def tuning_lines(records: SweepRecords) -> Iterator[str]:

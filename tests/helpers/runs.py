@@ -94,9 +94,11 @@ def make_plan(folder: Path, cells: Sequence[tuple[str, int, str]], failures: Map
     for variant, error in (failures or {}).items():
         from wardround.simulator.files import file_stem
 
-        path = folder / "failures" / f"{file_stem(f'{variant}, seed 0')}.json"
+        key = f"{variant}, seed 0"
+        run = next((entry["path"] for entry in entries if entry["key"] == key), None)
+        path = folder / "failures" / f"{file_stem(key)}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"key": f"{variant}, seed 0", "error": error}))
+        path.write_text(json.dumps({"key": key, "path": run, "error": error}))
     return folder
 
 

@@ -37,6 +37,14 @@ def test_a_file_that_is_named_comes_before_both(tmp_path: Path, monkeypatch: pyt
         open_file(Path("absent.yaml"))
 
 
+@pytest.mark.parametrize("name", ["../up", "a/b", "..", "''"])
+def test_a_name_stays_in_the_folder_of_all_runs(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_text(f"{name}: {{}}\n")
+    with pytest.raises(ConfigError, match="expected a name without slashes"):
+        open_file(path)
+
+
 def test_every_problem_of_a_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "e.yaml"
     path.write_text("a: 3\n010: {}\nb: {purpose: [x], extends: 4}\n")

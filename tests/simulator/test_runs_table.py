@@ -126,6 +126,15 @@ def test_a_sweep_counts_its_cells(tmp_path: Path) -> None:
     assert runs[IDS[5]].cell is None
 
 
+def test_a_failure_of_an_earlier_plan_is_another_run_s(tmp_path: Path) -> None:
+    """The sweep was changed: the run of the same name has another folder now, and was not begun."""
+    folder = make_plan(tmp_path / "ranks", [("rank=8", 0, f"base/{IDS[0]}")], {"rank=8": "ValueError: no data"})
+    plan = folder / "plan.json"
+    assert list_runs(tmp_path).sweeps[0].states == {"failed": 1}
+    plan.write_text(plan.read_text().replace(IDS[0], IDS[1]))
+    assert list_runs(tmp_path).sweeps[0].states == {"missing": 1}
+
+
 def test_a_name_is_an_experiment_or_a_sweep(tmp_path: Path) -> None:
     """Of a sweep also the runs that are missing are shown, variants as they are planned."""
     make_sweep(tmp_path)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from made_runs import run_config, write_lines, write_run
 
-from wardround.simulator.reports.run_curves import cost_curve, cost_section, hours_table, link_hours
+from wardround.simulator.reports.run_curves import cost_curve, cost_section, hours_table
 from wardround.simulator.results import RunRecords
+from wardround.simulator.sweeps.costs import link_hours
 
 
 @pytest.fixture(scope="module")

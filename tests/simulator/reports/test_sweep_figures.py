@@ -18,7 +18,6 @@ from wardround.simulator.reports.sweep_figures import (
     Guide,
     _covered,
     _free_place,
-    _readable,
     against_number,
     apart,
     band_chart,
@@ -117,13 +116,6 @@ def test_names_find_free_places_around_one_spot() -> None:
     assert all(box[0] >= 0 and box[1] >= 0 and box[2] <= 400 and box[3] <= 200 for box in taken)
 
 
-@pytest.mark.parametrize(("colour", "expected"), [((1, 1, 1), "#000000"), ((0, 0.2, 0.4), "#ffffff")])
-def test_numbers_in_cells_are_readable(colour: tuple[float, float, float], expected: str) -> None:
-    import numpy as np
-
-    assert _readable(np.array([*colour, 1.0])) == expected
-
-
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +143,21 @@ def test_dots_at_the_same_cost_are_beside_each_other() -> None:
     uses = re.findall(r'<use xlink:href="[^"]*" x="([\d.]+)"', same)
     places = sorted({round(float(x), 1) for x in uses})
     assert len(places) >= 3
+
+
+def test_one_cost_that_all_share_is_the_only_one_at_the_axis() -> None:
+    """Dots are moved aside of it: ticks at 160 and 200 would make costs of that."""
+    same = scatter("s", [replace(dot, at=180.0) for dot in dots(3)], x_label="steps", logarithmic=False)
+    assert [text for text in texts(same) if re.fullmatch(r"\d+", text)] == ["180"]
+
+
+def test_a_name_is_not_nearer_to_another_dot() -> None:
+    """A second dot 12 points to the right: a name that begins above that one would be read as its; higher is clear."""
+    spot, other, inside = (100.0, 100.0), (112.0, 100.0), (0.0, 0.0, 200.0, 200.0)
+    taken = [(x - 4.5, y - 4.5, x + 4.5, y + 4.5) for x, y in (spot, other)]
+    taken.append((0.0, 90.0, 95.0, 110.0))
+    assert _free_place(spot, 50.0, taken, inside)[0] == 112.0
+    assert _free_place(spot, 50.0, taken, inside, [other])[0] == 75.0
 
 
 def test_one_dot_without_an_interval_can_be_drawn() -> None:

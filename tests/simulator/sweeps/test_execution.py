@@ -24,6 +24,7 @@ import torch
 
 from wardround.simulator import cli
 from wardround.simulator import run as run_module
+from wardround.simulator.builder import ConfigError
 from wardround.simulator.checkpoint import Checkpoints
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.files import write_json
@@ -302,26 +303,56 @@ def test_killed_at_random_moments_it_ends_the_same(tuned: Path, tmp_path: Path) 
 def test_what_fails_is_written_down_and_the_rest_goes_on(
     plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A setting that only assembling sees, and a loss that is not finite, before and between the others."""
-    words = [word for setting in (*SMALL, BAD, WILD) for word in ("--set", setting)]
+    """A loss that is not finite."""
+    words = [word for setting in (*SMALL, WILD) for word in ("--set", setting)]
     command = ["sweep", "sweep-tiny", "--experiments", str(PACKAGED), *words, "--no-images", "--out", str(tmp_path)]
     assert cli.main(command) == 1
     printed = capsys.readouterr()
-    assert "[4/4] wild, seed 0: failed: ValueError: round 1: hospital " in printed.out
+    assert "[3/3] wild, seed 0: failed: ValueError: round 1: hospital " in printed.out
     assert printed.err.startswith(
-        "wardround: 2 runs failed, the others went on; the same command tries again what failed:\n"
-        "  bad, seed 0: ValueError: ranks: unknown hospitals ['nowhere']"
+        "wardround: 1 run failed, the others went on; the same command tries again what failed:\n"
+        "  wild, seed 0: ValueError: round 1: hospital "
     )
     records = {cell.key: cell for cell in SweepRecords.load(tmp_path / "sweep-tiny").cells}
     assert {key: cell.state for key, cell in records.items()} == {
         "fedavg, seed 0": "finished",
         "flap_sam, seed 0": "finished",
-        "bad, seed 0": "failed",
         "wild, seed 0": "failed",
     }
     assert "the loss of batch" in str(records["wild, seed 0"].error)
     same = content(plain)
     assert {name: value for name, value in content(tmp_path).items() if name in same} == same
+
+
+def test_what_could_not_run_is_refused_before_the_first_run(tmp_path: Path) -> None:
+    """A hospital that is not there, and more Byzantine hospitals than Krum allows: both are told at once."""
+    krum = "sweep.variants.krum={aggregator: {name: krum, byzantine: 1}}"
+    with pytest.raises(ConfigError) as refused:
+        run_sweep(plan(BAD, krum), quiet(tmp_path))
+    told = str(refused.value)
+    assert "bad cannot run: ranks: unknown hospitals ['nowhere']" in told
+    assert "krum cannot run: " in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_lost_data_is_not_trusted(plain: Path, tmp_path: Path) -> None:
+    """Half of its scores are gone, or half of its manifest: it is left out and named, and the others stay."""
+    out = tmp_path / "runs"
+    shutil.copytree(plain, out)
+    first, second = SweepRecords.load(out / "sweep-tiny").cells
+    scores = (first.path / "cases.jsonl").read_text().splitlines(keepends=True)
+    (first.path / "cases.jsonl").write_text("".join(scores[: len(scores) // 2]))
+    (second.path / "manifest.json").write_text((second.path / "manifest.json").read_text()[:100])
+    outcome = run_sweep(plan(), quiet(out))
+    assert set(outcome.failed) == {first.key, second.key}
+    assert f"cases.jsonl had {len(scores)} rows and has {len(scores) // 2}" in outcome.failed[first.key]
+    assert "remove the folder" in outcome.failed[first.key]
+    assert set(states(out).values()) == {"damaged"}
+    assert any(text.startswith("2 runs lost data or cannot be read") for text in outcome.results.warnings)
+    for cell in (first, second):
+        shutil.rmtree(cell.path)
+    assert run_sweep(plan(), quiet(out)).failed == {}
+    assert results(out) == results(plain)
 
 
 def test_a_mistake_of_the_program_leaves_its_traceback_and_is_forgotten_when_it_succeeds(

@@ -217,3 +217,15 @@ def test_parts_of_a_plan_are_the_plan() -> None:
     assert sorted(parts) == sorted(cell.key for cell in made.cells)
     with pytest.raises(ValueError, match="--shard 4/3: expected a part from 1/3 to 3/3"):
         made.shard(4, 3)
+
+
+@pytest.mark.parametrize("path", ["split.validation_fraction", "data.seed", "evaluation.batch_size"])
+def test_what_decides_the_scores_cannot_be_selected_by_them(path: str) -> None:
+    found = problems(f"select: {{over: {path}, values: [0.2, 0.4]}}")
+    assert any(f"{path}: expected a setting that leaves alone which volumes are scored" in text for text in found)
+
+
+def test_a_file_without_the_base_says_that_it_stands_alone() -> None:
+    file = ExperimentsFile(path=Path("own.yaml"), entries={"s": {"sweep": {"base": "tiny"}}})
+    with pytest.raises(ConfigError, match=r"no experiment 'tiny'.* takes the place of the packaged one"):
+        make_plan("s", file)
