@@ -427,17 +427,8 @@ LAYOUTS = ("msd", "fed_kits19", "fed_ixi", "prostate")
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a name from `wardround list`")
-    _data_argument(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
-    _set_argument(parser)
-    _experiments_argument(parser)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (auto)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("--no-images", action="store_true", help="keep slices of patients' images out of the report")
+    _making_arguments(parser)
     parser.add_argument("--record-updates", action="store_true", help="keep every round's updates, for replay")
-    _log_argument(parser)
-    _environment_argument(parser)
-    parser.set_defaults(interrupted="interrupted; the same command goes on after the last finished round")
 
 
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
@@ -448,6 +439,11 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N parts, for several processes"
     )
+    _making_arguments(parser)
+
+
+def _making_arguments(parser: argparse.ArgumentParser) -> None:
+    """What making one run and many have in common."""
     _data_argument(parser)
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
     _set_argument(parser)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .assembly import Assembled, Located, assemble, locate
-from .assessment import HELD_SPLITS, SPLITS, Keepsakes, assess
+from .assessment import HELD_SPLITS
 from .checkpoint import Checkpoint
 from .common_numbers import common_numbers
-from .cross_site import assess_across
 from .engine import asked_for, settle
 from .federation import Round, Rows, Stopwatch, joined, run_round
 from .files import write_json, write_text
@@ -26,6 +25,7 @@ from .reports.run import write_report
 from .resident import Resident
 from .rundir import HELD, RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .runtime import prepare_device
+from .scoring import Scoring
 from .summary import summarise_run
 from .tensorboard import check_log, log_afterwards, logged
 
@@ -228,10 +228,11 @@ def _work(directory: RunDirectory, assembled: Assembled, bars: Callable[..., Pro
     assembled = replace(assembled, federated=replace(assembled.federated, stack=engine.stack))
     checkpoint = _resume(directory, assembled)
     with bars(rounds=experiment.rounds, start=checkpoint.round) as progress:
+        scoring = Scoring(assembled=assembled, progress=progress, folder=directory.path, images=images)
         if checkpoint.round == 0:
-            _first_assessment(directory, experiment, assembled, checkpoint, progress, images)
+            _first_assessment(directory, scoring, checkpoint)
         while checkpoint.round < experiment.rounds:
-            checkpoint = _one_round(directory, experiment, assembled, checkpoint, progress, images)
+            checkpoint = _one_round(directory, scoring, checkpoint)
     return checkpoint
 
 
@@ -272,36 +273,22 @@ def check_fits(checkpoint: Checkpoint, initial: Checkpoint) -> None:
         )
 
 
-def _first_assessment(
-    directory: RunDirectory,
-    experiment: Experiment,
-    assembled: Assembled,
-    checkpoint: Checkpoint,
-    progress: Progress,
-    images: bool,
-) -> None:
+def _first_assessment(directory: RunDirectory, scoring: Scoring, checkpoint: Checkpoint) -> None:
     """Scores the untrained model, where evaluations are asked for. Repeated whole if round 1 was never finished."""
     directory.cut(-1)
-    directory.append(score_round(experiment, assembled, checkpoint, progress, directory.path, images))
+    directory.append(scoring.round(checkpoint))
 
 
-def _one_round(
-    directory: RunDirectory,
-    experiment: Experiment,
-    assembled: Assembled,
-    before: Checkpoint,
-    progress: Progress,
-    images: bool,
-) -> Checkpoint:
+def _one_round(directory: RunDirectory, scoring: Scoring, before: Checkpoint) -> Checkpoint:
     """Trains, scores, records and saves one round."""
     watch = Stopwatch()
-    finished = run_round(assembled.federated, before, progress, watch)
+    finished = run_round(scoring.assembled.federated, before, scoring.progress, watch)
     with watch.stage("instruments_s"):
-        measured = measure_round(experiment, assembled, finished)
+        measured = measure_round(scoring.assembled, finished)
         if directory.records_updates:
             record_updates(directory.path / "updates", finished.step, finished.checkpoint.round)
     with watch.stage("evaluate_s"):
-        scores = score_round(experiment, assembled, finished.checkpoint, progress, directory.path, images)
+        scores = scoring.round(finished.checkpoint)
     directory.append(joined(finished.rows, measured, scores))
     with watch.stage("checkpoint_s"):
         directory.checkpoints.save(finished.checkpoint, finished.changed)
@@ -309,70 +296,11 @@ def _one_round(
     return finished.checkpoint
 
 
-def score_round(
-    experiment: Experiment,
-    assembled: Assembled,
-    checkpoint: Checkpoint,
-    progress: Progress,
-    folder: Path,
-    images: bool,
-) -> Rows:
-    """The scores after a round (0: before training), when an evaluation is due; test volumes only where they are."""
-    if not experiment.evaluation.due(checkpoint.round, experiment.rounds):
-        return {}
-    if experiment.evaluation.test == "last":
-        final = checkpoint.round == experiment.rounds
-        return assess(
-            assembled.federated, assembled.assessor, checkpoint, progress, final=final, splits=("validation",)
-        )
-    return _scored(experiment, assembled, checkpoint, progress, folder, images, splits=SPLITS)
-
-
-def score_test(
-    experiment: Experiment,
-    assembled: Assembled,
-    checkpoint: Checkpoint,
-    progress: Progress,
-    folder: Path,
-    images: bool,
-) -> Rows:
-    """The scores of test volumes that waited for the end; none where they did not."""
-    if experiment.evaluation.test == "due":
-        return {}
-    return _scored(experiment, assembled, checkpoint, progress, folder, images, splits=HELD_SPLITS)
-
-
-def _scored(
-    experiment: Experiment,
-    assembled: Assembled,
-    checkpoint: Checkpoint,
-    progress: Progress,
-    folder: Path,
-    images: bool,
-    splits: Sequence[str],
-) -> Rows:
-    """Scores of splits; after the last round with all that a finished run leaves behind."""
-    final = checkpoint.round == experiment.rounds
-    keepsakes = Keepsakes(folder=folder, predictions=experiment.evaluation.predictions, overlays=images)
-    rows = assess(
-        assembled.federated,
-        assembled.assessor,
-        checkpoint,
-        progress,
-        final=final,
-        keepsakes=keepsakes if final else None,
-        splits=splits,
-    )
-    if final and experiment.evaluation.cross_site:
-        rows = joined(rows, assess_across(assembled.federated, assembled.assessor, checkpoint))
-    return rows
-
-
-def measure_round(experiment: Experiment, assembled: Assembled, finished: Round) -> Rows:
+def measure_round(assembled: Assembled, finished: Round) -> Rows:
     """The instruments of a round's server step, when they are due."""
     after = finished.checkpoint.server
-    aggregator = assembled.federated.aggregator
-    return instrument_rows(experiment.instruments, aggregator, finished.step, after, finished.checkpoint.round)
+    instruments, aggregator = assembled.experiment.instruments, assembled.federated.aggregator
+    return instrument_rows(instruments, aggregator, finished.step, after, finished.checkpoint.round)
 
 
 def _finish(directory: RunDirectory, assembled: Assembled, checkpoint: Checkpoint, images: bool) -> None:
@@ -380,7 +308,8 @@ def _finish(directory: RunDirectory, assembled: Assembled, checkpoint: Checkpoin
     experiment = assembled.experiment
     directory.drop(checkpoint.round, HELD_SPLITS if experiment.evaluation.test == "last" else ())
     with Progress(rounds=experiment.rounds, start=checkpoint.round, quiet=True) as progress:
-        directory.append(score_test(experiment, assembled, checkpoint, progress, directory.path, images))
+        scoring = Scoring(assembled=assembled, progress=progress, folder=directory.path, images=images)
+        directory.append(scoring.test(checkpoint))
     summary = summarise_run(directory, assembled.assessor.classes)
     guarantee = assembled.federated.guarantee(summary["rounds"])
     write_json(directory.path / "summary.json", summary if guarantee is None else {**summary, "privacy": guarantee})

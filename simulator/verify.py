@@ -13,9 +13,10 @@ from .config import Experiment, identity, load_resolved
 from .engine import recorded_in
 from .federation import Stopwatch, joined, run_round
 from .progress import Progress
-from .run import as_begun, check_fits, measure_round, score_round, score_test
+from .run import as_begun, check_fits, measure_round
 from .rundir import RunDirectory, check_environment, environment, run_id
 from .runtime import prepare_device
+from .scoring import Scoring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,10 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     check_fits(before, assembled.initial)
     with Progress(rounds=number, start=number - 1, quiet=True) as progress, tempfile.TemporaryDirectory() as folder:
         repeated = run_round(federated, before, progress, Stopwatch())
-        after = (experiment, assembled, repeated.checkpoint, progress, Path(folder), False)
-        scores = joined(score_round(*after), score_test(*after) if _finished(directory, number, experiment) else {})
-        rows = joined(repeated.rows, measure_round(experiment, assembled, repeated), scores)
+        scoring = Scoring(assembled=assembled, progress=progress, folder=Path(folder), images=False)
+        waited = scoring.test(repeated.checkpoint) if _finished(directory, number, experiment) else {}
+        scores = joined(scoring.round(repeated.checkpoint), waited)
+        rows = joined(repeated.rows, measure_round(assembled, repeated), scores)
     return Verdict(
         round=number,
         recorded=state_hash(directory.checkpoints.load(number, setting)),

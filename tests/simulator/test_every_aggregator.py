@@ -61,7 +61,7 @@ def trains(settings: tuple[str, ...], name: str, tmp_path: Path) -> None:
     assert len(losses) == len(assembled.federated.hospitals)
     assert all(0 < loss < 10 for loss in losses)
     assert all(row["status"] == "ok" for row in last.rows["ledger"])
-    for row in measure_round(experiment, assembled, last).get("metrics", []):
+    for row in measure_round(assembled, last).get("metrics", []):
         assert math.isfinite(row["value"]), row
     with Progress(rounds=2, quiet=True) as progress:
         scores = assess(assembled.federated, assembled.assessor, last.checkpoint, progress, final=False)
@@ -73,4 +73,4 @@ def trains(settings: tuple[str, ...], name: str, tmp_path: Path) -> None:
     resumed = advance(assembled.federated, checkpoints.load(1, assembled.initial.server.setting))
     assert state_hash(resumed.checkpoint) == state_hash(last.checkpoint)
     assert resumed.rows == last.rows
-    assert measure_round(experiment, assembled, resumed) == measure_round(experiment, assembled, last)
+    assert measure_round(assembled, resumed) == measure_round(assembled, last)

@@ -30,6 +30,7 @@ from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.files import write_json
 from wardround.simulator.progress import SweepProgress
 from wardround.simulator.resident import Resident
+from wardround.simulator.scoring import Scoring
 from wardround.simulator.sweeps import execution as sweep_module
 from wardround.simulator.sweeps.execution import How, NoSpaceError, SweepOutcome, run_sweep
 from wardround.simulator.sweeps.plan import Plan, make_plan
@@ -161,7 +162,7 @@ def test_the_manifest_says_whose_run_it_is(tuned: Path) -> None:
 # ---- interrupted -----------------------------------------------------------------------------------------------------
 
 
-STEPS = [(run_module, "run_round"), (run_module, "score_test"), (run_module, "summarise_run"), (Checkpoints, "save")]
+STEPS = [(run_module, "run_round"), (Scoring, "test"), (run_module, "summarise_run"), (Checkpoints, "save")]
 
 
 class Interrupter:
