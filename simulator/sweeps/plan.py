@@ -146,7 +146,7 @@ def make_plan(name: str, file: ExperimentsFile, overrides: Sequence[str] = ()) -
     no_base = _no_base(sweep.base, file, where)
     if no_base is not None:
         raise ConfigError([no_base, *problems])
-    built = _Built(name=name, file=file, sweep=sweep, where=where, of_runs=of_runs, problems=problems)
+    built = _Built(file=file, sweep=sweep, where=where, of_runs=of_runs, problems=problems)
     variants = [built.variant(point) for point in points]
     if not built.problems:
         built.problems.extend(_same(variants, where))
@@ -154,7 +154,15 @@ def make_plan(name: str, file: ExperimentsFile, overrides: Sequence[str] = ()) -
         raise ConfigError(built.problems)
     purpose = str(file.entries[name].get("purpose", ""))
     labels = {point.name: point.labels for point in points}
-    return Plan(name=name, purpose=purpose, sweep=sweep, variants=tuple(_with_references(variants, sweep, labels)))
+    made = tuple(_of_sweep(variant, name) for variant in _with_references(variants, sweep, labels))
+    return Plan(name=name, purpose=purpose, sweep=sweep, variants=made)
+
+
+def _of_sweep(variant: Variant, sweep: str) -> Variant:
+    """A variant whose runs say what they are for."""
+    purpose = f"{variant.name} of the sweep {sweep}"
+    cells = (replace(cell, experiment=replace(cell.experiment, purpose=purpose)) for cell in variant.cells)
+    return replace(variant, cells=tuple(cells))
 
 
 def _no_base(base: str, file: ExperimentsFile, where: str) -> str | None:
@@ -333,7 +341,6 @@ def _lost(lower: _Layer, by: str) -> str | None:
 class _Built:
     """Builds cells, and gathers what is wrong with them."""
 
-    name: str
     file: ExperimentsFile
     sweep: Sweep
     where: str
@@ -363,11 +370,10 @@ class _Built:
         of_all: Change = (f"{self.where}settings.", self.sweep.settings)
         changes = [of_all, *point.changes, *_chosen(self.sweep.select, choice, self.where), *self.of_runs]
         try:
-            experiment = build_experiment(self.sweep.base, self.file, changes)
+            return build_experiment(self.sweep.base, self.file, changes)
         except ConfigError as error:
             self.problems.extend(text for text in map(str, error.problems) if text not in self.problems)
             return None
-        return replace(experiment, purpose=f"{point.name} of the sweep {self.name}")
 
 
 def _chosen(select: Select | None, choice: Any, where: str) -> list[Change]:

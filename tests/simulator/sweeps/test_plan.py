@@ -229,3 +229,8 @@ def test_a_file_without_the_base_says_that_it_stands_alone() -> None:
     file = ExperimentsFile(path=Path("own.yaml"), entries={"s": {"sweep": {"base": "tiny"}}})
     with pytest.raises(ConfigError, match=r"no experiment 'tiny'.* takes the place of the packaged one"):
         make_plan("s", file)
+
+
+def test_every_run_says_what_it_is_for() -> None:
+    made = plan("references: [local]")
+    assert {cell.experiment.purpose for cell in made.cells} == {"tiny of the sweep s", "local of the sweep s"}
