@@ -134,6 +134,20 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by path.
+
+    Example:
+        >>> leaves({"method": {"lora": {"rank": 8}}, "rounds": 5})
+        {'method.lora.rank': 8, 'rounds': 5}
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        found |= leaves(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return found
+
+
 def unknown(what: str, word: object, known: Iterable[str]) -> str:
     """``unknown key 'rnak', did you mean 'rank'? (known: alpha, rank)``; ``what`` opens the sentence."""
     names = sorted(known)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .builder import leaves
 from .reports.page import UNDEFINED, Table, count_text, signed_text
 from .results import COMMON, UNSEEN, RunRecords, mean
 from .sweeps.costs import stays_alone
@@ -142,7 +143,7 @@ def compare(left: Path, right: Path) -> Comparison:
             f"expected volumes that both runs were scored on, got none: {count_text(len(ours), 'volume')} in {left}, "
             f"{len(theirs)} others in {right}; compare runs of the same data and split_seed"
         )
-    settings = tuple(_differences(flat(first.config), flat(second.config)))
+    settings = tuple(_differences(_settings(first.config), _settings(second.config)))
     circumstances = tuple(_differences(_circumstances(first), _circumstances(second)))
     unseen = {site: _unseen(site, first, second) for site in {*first.unseen, *second.unseen}}
     made = (_score(name, metrics, better, ours, theirs, unseen) for name, metrics, better in _scores(first.classes))
@@ -175,12 +176,9 @@ def _load(path: Path) -> RunRecords:
 # ---- what was different ----------------------------------------------------------------------------------------------
 
 
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """A config as ``{"method.lora.rank": 8}``, without words for people; lists stay whole."""
-    if not isinstance(value, Mapping) or not value:
-        return {path: value} if path not in WORDS else {}
-    inner = (flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items())
-    return {key: item for part in inner for key, item in part.items()}
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config by path, without words for people."""
+    return {path: value for path, value in leaves(config).items() if path not in WORDS}
 
 
 def _circumstances(records: RunRecords) -> dict[str, Any]:

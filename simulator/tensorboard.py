@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import yaml12
-from .compare import flat
+from .builder import leaves
 from .files import file_stem
 from .results import mean
 
@@ -142,7 +142,7 @@ def _new_writer(run: Path) -> SummaryWriter:
 
     _wait_for_a_later_name(run / FOLDER)
     writer = SummaryWriter(str(run / FOLDER), purge_step=0)
-    settings = {path: _plain(value) for path, value in flat(yaml12.load(run / "config.yaml")).items()}
+    settings = {path: _plain(value) for path, value in leaves(yaml12.load(run / "config.yaml")).items()}
     for summary in hparams(settings, {"dice/test": 0.0}):  # add_hparams would make a run of its own of them
         writer._get_file_writer().add_summary(summary)
     return writer

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..builder import leaves
 from ..results import RunRecords, Series, mean
 from .export import export
 from .instruments import COLUMNS, last_layers, layers_body, spectrum_drawings
@@ -218,15 +219,9 @@ def _plain(value: object) -> str:
     return ", ".join(map(_nested, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(values: Mapping[str, Any]) -> dict[str, str]:
     """``{"method.lora.rank": "8"}``."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _plain(value) if not isinstance(value, Mapping) else "none"
-    return flat
+    return {path: "none" if isinstance(value, Mapping) else _plain(value) for path, value in leaves(values).items()}
 
 
 def _aggregation(records: RunRecords) -> Section | None:

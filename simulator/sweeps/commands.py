@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import yaml12
-from .definition import SHORT, leaves
+from ..builder import leaves
+from .definition import SHORT
 from .records import CellRecord, SweepRecords
 
 KEPT = ("--data", "--experiments", "--out", "--device")

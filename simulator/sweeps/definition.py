@@ -351,20 +351,6 @@ def at_keys(keys: Sequence[str], value: Any) -> Any:
     return value
 
 
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by path.
-
-    Example:
-        >>> leaves({"method": {"lora": {"rank": 8}}, "rounds": 5})
-        {'method.lora.rank': 8, 'rounds': 5}
-    """
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        path = f"{prefix}{key}"
-        found |= leaves(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return found
-
-
 def layered(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """:func:`..builder.merge` of settings in which a plug-in may be a word.
 

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ...aggregators.contract import HospitalInfo
 from ..assembly import locate
-from ..builder import resolve
+from ..builder import leaves, resolve
 from ..reports.page import UNDEFINED, Table, bytes_text, count_text, seconds_text
 from ..resident import Resident
 from ..rundir import environment
 from ..runtime import prepare_device
 from ..table import TableSetting
-from .definition import leaves
 from .pace import Kind, Pace, measure, pace_of_runs, spent
 from .traffic import Traffic, first_round
 from .work import Slices, Work, count_slices, steps_alone, work_of

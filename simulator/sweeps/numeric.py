@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .definition import leaves
+from ..builder import leaves
 from .records import SweepRecords, VariantRecord
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..builder import ConfigError, resolve, unknown
+from ..builder import ConfigError, leaves, resolve, unknown
 from ..config import Change, Experiment, build_experiment, identity, nested
 from ..experiments import SWEEP, ExperimentsFile
-from .definition import Select, Sweep, at, layered, leaves, read_definition
+from .definition import Select, Sweep, at, layered, read_definition
 from .references import ROLES, local_everywhere
 
 VARIANT = "variant"
