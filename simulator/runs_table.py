@@ -19,7 +19,7 @@ from . import yaml12
 from .builder import unknown
 from .files import read_json
 from .locks import is_held
-from .reports.page import UNDEFINED, Table, bytes_text, count_text, number_text
+from .reports.page import UNDEFINED, Table, bytes_text, count_text, cut, number_text
 from .results import RunRecords, mean
 from .sweeps.records import PLAN, failure_of
 
@@ -333,7 +333,7 @@ def _sweeps_text(sweeps: Sequence[SweepLine]) -> str:
         for line in sweeps
     )
     table = Table(header=("sweep", "finished", *others, "disk"), rows=rows).text(width=WIDTH)
-    return "\n".join([table, *(_cut(f"{line.path}: {line.reason}") for line in sweeps if line.reason)])
+    return "\n".join([table, *(cut(f"{line.path}: {line.reason}", WIDTH) for line in sweeps if line.reason)])
 
 
 def _counts(line: SweepLine, states: Sequence[str]) -> list[str]:
@@ -343,7 +343,7 @@ def _counts(line: SweepLine, states: Sequence[str]) -> list[str]:
 def _group_text(folder: Path, lines: Sequence[RunLine]) -> str:
     header = ("run", "seed", "state", "round", "Dice", "when", "disk", "checkpoints")
     table = Table(header=header, rows=tuple(map(_row, lines))).text(width=WIDTH)
-    reasons = [_cut(f"{line.id} {line.state}: {' '.join(line.reason.split())}") for line in lines if line.reason]
+    reasons = [cut(f"{line.id} {line.state}: {' '.join(line.reason.split())}", WIDTH) for line in lines if line.reason]
     return "\n".join([str(folder), table, *reasons])
 
 
@@ -362,11 +362,7 @@ def _row(line: RunLine) -> tuple[str, ...]:
 
 def _name(line: RunLine) -> str:
     chosen = "" if line.cell is None or line.cell.choice is None else f", {line.cell.choice}"
-    return _cut(line.id if line.cell is None else f"{line.id} {line.cell.variant}{chosen}", NAME_WIDTH)
-
-
-def _cut(text: str, width: int = WIDTH) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return cut(line.id if line.cell is None else f"{line.id} {line.cell.variant}{chosen}", NAME_WIDTH)
 
 
 def listing_json(listing: Listing) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...datasets.contract import Case, Cases, Federation
 from ...datasets.facts import PERCENTILES, Facts
 from . import figures
-from .page import UNDEFINED, Table, count_text
+from .page import UNDEFINED, Table, count_text, cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,7 +192,7 @@ def _columns(classes: Sequence[str], validation: bool) -> dict[str, Callable[[Ho
         "slice mm": lambda row: _range(row.slice_mm),
         "pixel mm": lambda row: _range(row.pixel_mm),
         "intensity": _intensity_cell,
-        **{f"{_cut(name, 20)} ml": _volume_cell(label) for label, name in enumerate(classes)},
+        **{f"{cut(name, 20)} ml": _volume_cell(label) for label, name in enumerate(classes)},
     }
 
 
@@ -248,10 +248,6 @@ def _note(rows: Sequence[HospitalRow]) -> str:
     if missing:
         parts.append(f"{count_text(missing, 'case')} could not be measured.")
     return " ".join(parts)
-
-
-def _cut(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

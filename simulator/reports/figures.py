@@ -1,6 +1,6 @@
 """Pictures of a report: charts as SVG text, overlays as PNG bytes; the same input gives the same bytes.
 
-Names from a run are drawn where they name rows or columns (:func:`drawable`); legends are the page's job. Text and
+Names from a run are drawn where they name rows or columns; legends are the page's job. Text and
 axes take the page's colour, so that one drawing serves light and dark. Needs no display.
 
 Legend: H rows, W columns of a slice.
@@ -11,12 +11,15 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .page import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +46,8 @@ Points = Sequence[tuple[float, float | None]]
 Axis = Literal["whole", "linear"]
 """How an axis counts: in whole numbers or in any."""
 
-MANY_ROWS, MANY_COLUMNS = 40, 12
+NAME_LETTERS = 24
+MANY_ROWS, MANY_COLUMNS = 40, 16
 """Pictures with more rows or columns name some of them only, and write no numbers into their cells."""
 
 
@@ -196,8 +200,10 @@ def heat_map(
     columns: Sequence[str],
     values: Sequence[Sequence[float | None]],
     *,
-    digits: int = 2,
+    form: str = "{:.2f}",
     value_range: tuple[float, float] | None = None,
+    colours: str | Sequence[str] = "cividis",
+    framed: Collection[tuple[int, int]] = (),
     row_label: str = "",
     column_label: str = "",
 ) -> str:
@@ -208,8 +214,10 @@ def heat_map(
         rows: Names from top to bottom.
         columns: Names from left to right.
         values: For each row a value per column; None leaves the cell empty.
-        digits: Of the numbers in the cells.
-        value_range: The values that are dark blue and yellow (the map cividis); None: the lowest and highest there are.
+        form: Of the numbers in the cells.
+        value_range: The values of the first and the last colour; None: the lowest and highest there are.
+        colours: A map of matplotlib (cividis goes from dark blue to yellow), or colours to go through.
+        framed: ``(row, column)`` of cells to point out.
         row_label: What the rows are.
         column_label: What the columns are.
 
@@ -218,16 +226,19 @@ def heat_map(
     """
     numbers = np.array([[np.nan if value is None else value for value in row] for row in values], float)
     numbers = numbers.reshape(len(rows), len(columns))
-    colours = _cell_colours(numbers, value_range)
+    painted = _cell_colours(numbers, value_range, colours)
     few = len(rows) <= MANY_ROWS and len(columns) <= MANY_COLUMNS
     width = max(5.2, 1.5 + 0.5 * min(len(columns), MANY_COLUMNS))
 
     def draw(drawing: Figure) -> None:
         axes = drawing.add_subplot()
-        axes.pcolormesh(colours, rasterized=not few)
+        axes.pcolormesh(painted, rasterized=not few)
         if few:
-            _write_numbers(axes, numbers, colours, digits)
-        axes.set(ylim=(len(rows), 0), xlabel=column_label, ylabel=row_label)
+            _write_numbers(axes, numbers, painted, form)
+        for row, column in framed:  # dark and light, so that it is seen on every colour
+            axes.plot(*_square(row, column), color="#000000", linewidth=2.4)
+            axes.plot(*_square(row, column), color="#ffffff", linewidth=0.9)
+        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), xlabel=column_label, ylabel=row_label)
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -238,24 +249,53 @@ def heat_map(
     return svg(name, draw, (width, 0.9 + 0.28 * min(len(rows), MANY_ROWS)), {"text.parse_math": False})
 
 
-def _cell_colours(numbers: NDArray[np.float64], value_range: tuple[float, float] | None) -> NDArray[np.float64]:
+def difference_map(
+    name: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    framed: Collection[tuple[int, int]] = (),
+) -> str:
+    """:func:`heat_map` of differences: white at zero, blue above, orange below."""
+    most = max((abs(value) for row in values for value in row if value is not None), default=0.0)
+    most = max(most, LEAST_DIFFERENCE)
+    colours = [ORANGE, "#ffffff", BLUE]
+    return heat_map(
+        name, rows, columns, values, form="{:+.3f}", value_range=(-most, most), colours=colours, framed=framed
+    )
+
+
+LEAST_DIFFERENCE = 0.005
+"""What is full colour in a map of differences at least: differences in the last digit are no signal."""
+
+
+def _square(row: int, column: int) -> tuple[list[float], list[float]]:
+    near, far = 0.04, 0.96
+    return [column + x for x in (near, far, far, near, near)], [row + y for y in (near, near, far, far, near)]
+
+
+def _cell_colours(
+    numbers: NDArray[np.float64], value_range: tuple[float, float] | None, colours: str | Sequence[str]
+) -> NDArray[np.float64]:
     """(rows, columns, RGBA), see-through where there is no number."""
     from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
 
     defined = numbers[np.isfinite(numbers)]
     low, high = value_range or ((defined.min(), defined.max()) if defined.size else (0.0, 1.0))
     share = (numbers - low) / (high - low) if high > low else np.where(np.isfinite(numbers), 0.5, np.nan)
-    colours: NDArray[np.float64] = np.asarray(colormaps["cividis"](np.clip(np.nan_to_num(share), 0, 1)), float)
-    colours[~np.isfinite(numbers)] = 0.0
-    return colours
+    scale = colormaps[colours] if isinstance(colours, str) else LinearSegmentedColormap.from_list("own", colours)
+    painted: NDArray[np.float64] = np.asarray(scale(np.clip(np.nan_to_num(share), 0, 1)), float)
+    painted[~np.isfinite(numbers)] = 0.0
+    return painted
 
 
-def _write_numbers(axes: Axes, numbers: NDArray[np.float64], colours: NDArray[np.float64], digits: int) -> None:
+def _write_numbers(axes: Axes, numbers: NDArray[np.float64], painted: NDArray[np.float64], form: str) -> None:
     """Black or white, whichever stands out, in the middle of each cell; a dash in the page's colour where none is."""
     for (row, column), value in np.ndenumerate(numbers):
         defined = bool(np.isfinite(value))
-        text = f"{value:.{digits}f}" if defined else "–"
-        colour = readable_on(_hex(colours[row, column])) if defined else INK
+        text = form.format(value) if defined else "–"
+        colour = readable_on(_hex(painted[row, column])) if defined else INK
         axes.text(column + 0.5, row + 0.5, text, color=colour, ha="center", va="center", fontsize=9)
 
 
@@ -263,7 +303,8 @@ def _name_ticks(axis: Any, names: Sequence[str], most: int) -> None:
     """Each by its name; where they are too many, every second, fifth ... one."""
     step = next(step for step in (1, 2, 5, *range(10, len(names) + 10, 10)) if len(names) <= step * most)
     shown = range(0, len(names), step)
-    axis.set_ticks([place + 0.5 for place in shown], [drawable(names[place], f"#{place + 1}") for place in shown])
+    texts = [cut(" ".join(names[place].split()), NAME_LETTERS) for place in shown]
+    axis.set_ticks([place + 0.5 for place in shown], texts)
 
 
 def _fit_titles(axes: Axes, letters: int) -> None:
@@ -390,7 +431,10 @@ def _saved(
         drawing = Figure(figsize=size, layout="constrained")
         draw(drawing)
         data = io.BytesIO()
-        drawing.savefig(data, format=format, metadata=nothing)
+        with warnings.catch_warnings():
+            # it only measures with its own font: a page draws the text with a font that has the letter
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            drawing.savefig(data, format=format, metadata=nothing)
     return data.getvalue()
 
 

@@ -99,14 +99,20 @@ class Table:
         rule = "─" * (sum(widths[column] for column in columns) + 2 * (len(columns) - 1))
 
         def line(row: Sequence[str]) -> str:
-            first = _cut(row[0], widths[0]).ljust(widths[0])
+            first = cut(row[0], widths[0]).ljust(widths[0])
             return "  ".join([first, *(row[column].rjust(widths[column]) for column in columns[1:])]).rstrip()
 
         footer = [rule, *map(line, self.footer)] if self.footer else []
         return [line(self.header), rule, *map(line, self.rows), *footer]
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """A text of at most so many letters.
+
+    Example:
+        >>> cut("hospital-1", 10), cut("hospital-10", 10)
+        ('hospital-1', 'hospital-…')
+    """
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..results import UNSEEN, FinalScores, RunRecords, mean
 from ..sweeps.best_site import best_single_site
+from .across import across_drawing, across_table
 from .page import (
     UNDEFINED,
     Drawing,
@@ -97,38 +98,21 @@ def _last_values(records: RunRecords) -> dict[tuple[str, str, str], float | None
 
 def cross_site_section(records: RunRecords) -> Section | None:
     """Every hospital's model at every site; None where models were not scored elsewhere."""
-    from .figures import heat_map
-
     scores = records.cross_site()
     if not scores:
         return None
     best = best_single_site(records)
-    sites = sorted({site for row in scores.values() for site in row})
-    values = [[row.get(site) for site in sites] for row in scores.values()]
-    drawing = heat_map("across", list(scores), sites, values, row_label="trained at", column_label="scored at")
-    known = [value for row in values for value in row if value is not None]
-    ends = f"{min(known, default=0):.2f} to {max(known, default=0):.2f}"
-    alt = f"Dice of every hospital's model at every site, from {ends}."
-    caption = "Dice of test volumes: a row per model, a column per site. Dark blue: the lowest, yellow: the highest."
-    drawn = Drawing(name="across", picture=svg_picture(drawing, alt), caption=caption)
-    table = cross_site_table(scores, sites)
+    caption = "Dice of test volumes: a row per model, a column per site."
+    drawn = [drawing for drawing in [across_drawing("across", scores, caption)] if drawing is not None]
+    table = across_table(scores, "Mean Dice of the test volumes of a site, under the model of the hospital in the row.")
     words = f"Best single site: {best.site}, chosen on {best.chosen_on} volumes of all hospitals."
+    numbers = details("Across sites as numbers", table.html())
     return Section(
         title="Across sites",
-        body=join([tag("p", words), wide(drawn), details("Across sites as numbers", table.html())]),
+        body=join([tag("p", words), *map(wide, drawn), numbers]),
         tables={"across": table},
-        drawings=drawing_files([drawn]),
+        drawings=drawing_files(drawn),
     )
-
-
-def cross_site_table(scores: Mapping[str, Mapping[str, float | None]], sites: Sequence[str]) -> Table:
-    """A row per hospital where a model was trained, a column per site where it was scored."""
-    rows = tuple(
-        (name, *(number_text(value, DICE_DIGITS) for value in (*map(row.get, sites), mean(map(row.get, sites)))))
-        for name, row in scores.items()
-    )
-    note = "Mean Dice of the test volumes of the site in the column, under the model of the hospital in the row."
-    return Table(header=("trained at", *sites, "mean"), rows=rows, note=note)
 
 
 def results_table(records: RunRecords) -> str:

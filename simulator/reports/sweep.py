@@ -16,7 +16,7 @@ import os
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ from ..sweeps.results import (
     variants_rows,
     volumes_rows,
 )
+from .across import MANY_SITES, Matrix, across_drawing, across_table
 from .export import export
+from .figures import difference_map, heat_map
 from .instruments import COLUMNS, NOTE, instrument_text
 from .page import (
     UNDEFINED,
@@ -71,9 +73,7 @@ from .sweep_figures import (
     against_number,
     band_chart,
     bytes_tick,
-    difference_map,
     forest,
-    heat_map,
     mark,
     scatter,
     small_courses,
@@ -102,9 +102,6 @@ from .sweep_tables import (
     states_text,
     unseen_table,
 )
-
-MANY_SITES = 16
-"""With more of them, heat maps show quantiles over the sites."""
 
 QUANTILES = {"worst": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "best": 1.0}
 
@@ -537,14 +534,14 @@ _SITES_NOTE = (
 def _site_map(view: View, name: str, variants: Sequence[VariantResult], sites_of: SitesOf) -> Drawing:
     """A map of variants and sites, or of variants and quantiles where there are many sites."""
     names, sites = [variant.name for variant in variants], all_sites(variants)
-    draw = difference_map if name == "sites-difference" else heat_map
+    draw = difference_map if name == "sites-difference" else partial(heat_map, form="{:.3f}")
     numbers = {variant.name: {number.site: number.value.mean for number in sites_of(variant)} for variant in variants}
     if len(sites) > MANY_SITES:
         drawing = draw(name, names, list(QUANTILES), [_quantiles(list(known.values())) for known in numbers.values()])
     else:
         values = [[known.get(site) for site in sites] for known in numbers.values()]
         worst = [(row, sites.index(_worst(known))) for row, known in enumerate(numbers.values()) if known]
-        drawing = draw(name, names, sites, values, worst if len(sites) > 1 else ())
+        drawing = draw(name, names, sites, values, framed=worst if len(sites) > 1 else ())
     alt = _site_alt(name, numbers)
     return Drawing(name=name, picture=svg_picture(drawing, alt), caption=_site_text(view, name, len(sites)))
 
@@ -590,11 +587,11 @@ def _across(view: View) -> Section | None:
         if not matrix:
             continue
         name = "across" if variant.name == "local" else f"across-{variant.name}"
-        tables[name] = _across_table(matrix)
+        tables[name] = across_table(matrix, "Dice at each site, mean over seeds.")
         parts.append(tag("h3", called(variant.name, variant.role)))
-        if len(matrix) <= MANY_SITES:
-            drawn.append(_across_map(name, matrix))
-            parts.append(_scrolled(drawn[-1]))
+        if (drawing := across_drawing(name, matrix, _ACROSS_TEXT)) is not None:
+            drawn.append(drawing)
+            parts.append(_scrolled(drawing))
         parts.append(details("As numbers", tables[name].html()))
     if not parts:
         return None
@@ -603,10 +600,8 @@ def _across(view: View) -> Section | None:
 
 _ACROSS_TEXT = (
     "Dice of the model that trained at the hospital of the row alone, at the site of the column: mean over seeds and"
-    " the volumes of the site. Framed: at home."
+    " the volumes of the site."
 )
-
-Matrix = dict[str, dict[str, float | None]]
 
 
 def _mean_matrix(found: Sequence[Matrix]) -> Matrix:
@@ -614,34 +609,6 @@ def _mean_matrix(found: Sequence[Matrix]) -> Matrix:
     rows = sorted({row for matrix in found for row in matrix})
     columns = sorted({column for matrix in found for row in matrix.values() for column in row})
     return {row: {c: mean(m.get(row, {}).get(c) for m in found) for c in columns} for row in rows}
-
-
-def _across_map(name: str, matrix: Matrix) -> Drawing:
-    rows, columns = list(matrix), list(next(iter(matrix.values())))
-    values = [list(row.values()) for row in matrix.values()]
-    framed = [(row, columns.index(site)) for row, site in enumerate(rows) if site in columns]
-    picture = svg_picture(heat_map(name, rows, columns, values, framed), _across_alt(matrix))
-    return Drawing(name=name, picture=picture, caption=_ACROSS_TEXT)
-
-
-def _across_table(matrix: Matrix) -> Table:
-    """All entries where there are few, what they come to where there are many."""
-    columns = list(next(iter(matrix.values())))
-    if len(matrix) <= MANY_SITES:
-        cells = tuple((row, *(number_text(value) for value in values.values())) for row, values in matrix.items())
-        return Table(header=("trained at", *columns), rows=cells, note="Dice at each site, mean over seeds.")
-    rows: list[tuple[str, ...]] = []
-    for trained, values in matrix.items():
-        away = [value for site, value in values.items() if site != trained and value is not None]
-        numbers = (values.get(trained), mean(away), min(away, default=None))
-        rows.append((trained, *map(number_text, numbers)))
-    return Table(header=("trained at", "at home", "elsewhere, mean", "elsewhere, worst"), rows=tuple(rows))
-
-
-def _across_alt(matrix: Matrix) -> str:
-    home = mean(values.get(row) for row, values in matrix.items())
-    away = mean(value for row, values in matrix.items() for site, value in values.items() if site != row)
-    return f"Local models: mean Dice {number_text(home)} at home and {number_text(away)} at other sites."
 
 
 # ---- what was selected, along a setting, at unseen sites -------------------------------------------------------------

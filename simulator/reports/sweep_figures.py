@@ -8,17 +8,15 @@ Unlike the pictures of a run these carry names: they are also files of their own
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .figures import BLUE, INK, LINE_COLOURS, MARKS, ORANGE, readable_on, svg
-from .page import UNDEFINED, bytes_text, number_text, signed_text
+from .figures import INK, LINE_COLOURS, MARKS, svg
+from .page import bytes_text, cut, number_text, signed_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 FEW = 8
@@ -28,7 +26,6 @@ TEXT_PT = 9.0
 NAME_LETTERS = 30
 
 Draw = Callable[["Figure"], None]
-Values = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +112,7 @@ def forest(name: str, dots: Sequence[Dot], *, x_label: str) -> str:
         x_label: What the number is.
     """
     height = 0.75 + 0.3 * len(dots)
-    left = 0.2 + _inches(max(len(cut(dot.name)) for dot in dots))
+    left = 0.2 + _inches(max(len(cut(dot.name, NAME_LETTERS)) for dot in dots))
     width = left + 3.4 + 1.75
 
     def draw(drawing: Figure) -> None:
@@ -127,7 +124,7 @@ def forest(name: str, dots: Sequence[Dot], *, x_label: str) -> str:
             axes.plot(dot.seeds, [row] * len(dot.seeds), ".", color=dot.mark.colour, alpha=0.45, markersize=5)
             axes.plot(dot.ends, [row, row], color=dot.mark.colour, linewidth=2.0)
             axes.plot(dot.value, row, dot.mark.marker, color=dot.mark.colour, markersize=6.5)
-            _write(axes, -0.02, row, cut(dot.name), "right", across=True)
+            _write(axes, -0.02, row, cut(dot.name, NAME_LETTERS), "right", across=True)
             _write(axes, 1.02, row, interval_text(dot.value, dot.low, dot.high, signed=True), "left", across=True)
         axes.set_xlim(*_span([0.0, *(end for dot in dots for end in (*dot.ends, *dot.seeds))]))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
@@ -249,42 +246,7 @@ def against_number(
     return _picture(name, draw, (4.55 + _margin(ends), 3.1))
 
 
-def heat_map(
-    name: str, rows: Sequence[str], columns: Sequence[str], values: Values, framed: Sequence[tuple[int, int]] = ()
-) -> str:
-    """Numbers as written and coloured cells, dark for low and light for high.
-
-    Args:
-        name: Unique on the page.
-        rows: Names of the rows.
-        columns: Names of the columns.
-        values: Row by row; None: there is none.
-        framed: ``(row, column)`` of cells to point out.
-    """
-    from matplotlib import colormaps
-
-    known = [value for row in values for value in row if value is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    return _cells(name, rows, columns, values, framed, colormaps["cividis"], (low, max(high, low + 1e-6)), "{:.3f}")
-
-
-def difference_map(
-    name: str, rows: Sequence[str], columns: Sequence[str], values: Values, framed: Sequence[tuple[int, int]] = ()
-) -> str:
-    """Differences: white at zero, blue above, orange below. Arguments as :func:`heat_map`."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    most = max((abs(value) for row in values for value in row if value is not None), default=0.0) or 1e-6
-    colours = LinearSegmentedColormap.from_list("differences", [ORANGE, "#ffffff", BLUE])
-    return _cells(name, rows, columns, values, framed, colours, (-most, most), "{:+.3f}")
-
-
 # ---- texts -----------------------------------------------------------------------------------------------------------
-
-
-def cut(text: str, letters: int = NAME_LETTERS) -> str:
-    """A name that fits beside a picture."""
-    return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 def interval_text(mean: float, low: float | None, high: float | None, *, signed: bool = False) -> str:
@@ -318,10 +280,7 @@ def bytes_tick(size: float) -> str:
 
 
 def _picture(name: str, draw: Draw, size: tuple[float, float]) -> str:
-    with warnings.catch_warnings():
-        # it only measures with its own font: the page draws the text with a font that has the letter
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        return svg(name, draw, size, {"font.size": TEXT_PT})
+    return svg(name, draw, size, {"font.size": TEXT_PT})
 
 
 def _axes(drawing: Figure, *, left: float, right: float, bottom: float, top: float) -> Axes:
@@ -633,59 +592,3 @@ def _name_dot(axes: Axes, dot: Dot, text: str, spot: tuple[float, ...], box: Box
             textcoords="offset points",
             arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 5, "shrinkB": 5},
         )
-
-
-def _cells(
-    name: str,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Values,
-    framed: Sequence[tuple[int, int]],
-    colours: Colormap,
-    limits: tuple[float, float],
-    form: str,
-) -> str:
-    """A grid of coloured cells with their numbers in them, names left and above."""
-    left = 0.15 + _inches(max(len(cut(row)) for row in rows))
-    longest = max(len(cut(column, 22)) for column in columns)
-    upright = _inches(longest) > 0.62
-    top = 0.1 + (_inches(longest) * 0.72 if upright else 0.2)
-    right = 0.1 + (_inches(longest) * 0.72 if upright else 0.0)
-
-    def draw(drawing: Figure) -> None:
-        axes = _axes(drawing, left=left, right=right, bottom=0.05, top=top)
-        axes.axis("off")
-        for i, row in enumerate(rows):
-            _write(axes, -0.12, i, cut(row), "right")
-            for j, value in enumerate(values[i]):
-                _cell(axes, i, j, value, colours, limits, form)
-        for i, j in framed:  # dark and light, so that it is seen on every colour
-            axes.plot(*_square(i, j), color="#000000", linewidth=2.4, clip_on=False)
-            axes.plot(*_square(i, j), color="#ffffff", linewidth=0.9, clip_on=False)
-        for j, column in enumerate(columns):
-            style = {"rotation": 45, "rotation_mode": "anchor", "ha": "left"} if upright else {"ha": "center"}
-            axes.text(j + 0.5, -0.62, cut(column, 22), va="bottom", parse_math=False, **style)
-        axes.set_xlim(0, len(columns))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-
-    size = (left + right + 0.66 * len(columns), top + 0.05 + 0.28 * len(rows))
-    return _picture(name, draw, size)
-
-
-def _square(row: int, column: int) -> tuple[list[float], list[float]]:
-    x, y = [0.03, 0.97, 0.97, 0.03, 0.03], [-0.46, -0.46, 0.46, 0.46, -0.46]
-    return [column + step for step in x], [row + step for step in y]
-
-
-def _cell(
-    axes: Axes, row: int, column: int, value: float | None, colours: Colormap, limits: tuple[float, float], form: str
-) -> None:
-    from matplotlib.colors import to_hex
-
-    if value is None:
-        axes.text(column + 0.5, row, UNDEFINED, ha="center", va="center")
-        return
-    low, high = limits
-    colour = to_hex(colours((value - low) / (high - low)))
-    axes.fill(*_square(row, column), color=colour, linewidth=0)
-    axes.text(column + 0.5, row, form.format(value), ha="center", va="center", color=readable_on(colour), fontsize=8.5)

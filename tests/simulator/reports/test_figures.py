@@ -11,6 +11,7 @@ from wardround.simulator.reports.figures import (
     Line,
     contrast,
     curve_chart,
+    difference_map,
     drawable,
     heat_map,
     readable_on,
@@ -22,7 +23,7 @@ def texts(svg: str) -> list[str]:
 
 
 def test_a_heat_map_has_its_numbers_and_names() -> None:
-    svg = heat_map("m", ["north", "a & b"], ["kidney", "x$y$"], [[0.25, 1.0], [None, 0.125]], digits=2)
+    svg = heat_map("m", ["north", "a & b"], ["kidney", "x$y$"], [[0.25, 1.0], [None, 0.125]])
     assert {"north", "a &amp; b", "kidney", "x$y$", "0.25", "1.00", "–", "0.12"} <= set(texts(svg))
 
 
@@ -94,3 +95,21 @@ def test_contrast_is_that_of_the_guidelines(one: str, other: str, expected: floa
     """#777777 on white misses 4.5 by a hair: ((119/255 + 0.055) / 1.055)^2.4 = 0.1845, and 1.05 / 0.2345 = 4.48."""
     assert contrast(one, other) == pytest.approx(expected, abs=0.005)
     assert contrast(other, one) == contrast(one, other)
+
+
+def test_a_map_writes_its_numbers_and_a_dash_where_there_is_none() -> None:
+    found = texts(heat_map("h", ["a", "b"], ["x", "y"], [[0.5, None], [0.25, 0.125]], form="{:.3f}", framed=[(0, 0)]))
+    assert {"0.500", "0.250", "0.125", "–", "a", "b", "x", "y"} <= set(found)
+
+
+def test_differences_are_white_at_zero_blue_above_and_orange_below() -> None:
+    svg = difference_map("d", ["a"], ["x", "y", "z"], [[-0.1, 0.0, 0.1]])
+    fills = re.findall(r"fill: (#[0-9a-f]{6})", svg)
+    assert {"#e69f00", "#0072b2"} <= set(fills)
+    assert fills.index("#e69f00") < fills.index("#0072b2")
+    assert {"-0.100", "+0.000", "+0.100"} <= set(texts(svg))
+
+
+def test_equal_numbers_can_be_mapped() -> None:
+    assert texts(heat_map("h", ["a"], ["x"], [[0.5]], form="{:.3f}")).count("0.500") == 1
+    assert "+0.000" in texts(difference_map("d", ["a"], ["x"], [[0.0]]))

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from wardround.simulator.reports.figures import heat_map
 from wardround.simulator.reports.sweep_figures import (
     FEW,
     Box,
@@ -22,9 +23,7 @@ from wardround.simulator.reports.sweep_figures import (
     apart,
     band_chart,
     bytes_tick,
-    difference_map,
     forest,
-    heat_map,
     interval_text,
     mark,
     powers_of_two,
@@ -191,24 +190,6 @@ def test_a_setting_of_powers_of_two_has_a_tick_at_each_evenly() -> None:
     ticks = re.findall(r'id="a-xtick_\d+".*?<use [^>]*x="([\d.]+)"', svg, flags=re.S)
     first, middle, last = map(float, ticks[:3])
     assert math.isclose(middle - first, last - middle, abs_tol=0.01)
-
-
-def test_a_map_writes_its_numbers_and_a_dash_where_there_is_none() -> None:
-    found = texts(heat_map("h", ["a", "b"], ["x", "y"], [[0.5, None], [0.25, 0.125]], [(0, 0)]))
-    assert {"0.500", "0.250", "0.125", "–", "a", "b", "x", "y"} <= set(found)
-
-
-def test_differences_are_white_at_zero_blue_above_and_orange_below() -> None:
-    svg = difference_map("d", ["a"], ["x", "y", "z"], [[-0.1, 0.0, 0.1]])
-    fills = re.findall(r"fill: (#[0-9a-f]{6})", svg)
-    assert {"#e69f00", "#0072b2"} <= set(fills)
-    assert fills.index("#e69f00") < fills.index("#0072b2")
-    assert {"-0.100", "+0.000", "+0.100"} <= set(texts(svg))
-
-
-def test_equal_numbers_can_be_mapped() -> None:
-    assert texts(heat_map("h", ["a"], ["x"], [[0.5]])).count("0.500") == 1
-    assert "+0.000" in texts(difference_map("d", ["a"], ["x"], [[0.0]]))
 
 
 def test_names_are_text_and_nothing_else() -> None:
