@@ -144,7 +144,8 @@ def list_runs(out: Path, name: str | None = None) -> Listing:
     lines = {path: run_line(path, cells.get(path)) for path in found}
     missing = [path for path in wanted if path not in lines]
     of_sweeps = {path: _sweep_line(path, plan, lines) for path, plan in chosen.items()}
-    runs = [*lines.values(), *(_missing(path, cells[path]) for path in missing)]
+    failures = {path: reason for plan in chosen.values() for path, reason in plan.failures.items()}
+    runs = [*lines.values(), *(_without_folder(path, cells[path], failures.get(path)) for path in missing)]
     places = {(cell.sweep, cell.variant): place for place, cell in enumerate(reversed(cells.values()))}
     ordered = sorted(runs, key=lambda line: _order(line, places))
     return Listing(out=out, sweeps=tuple(of_sweeps.values()), runs=tuple(ordered))
@@ -296,8 +297,17 @@ def _state(path: Path, plan: _Plan, lines: Mapping[Path, RunLine]) -> str:
     return "failed" if stopped and path in plan.failures else state
 
 
-def _missing(path: Path, cell: CellOf) -> RunLine:
-    return RunLine(path=path, experiment=path.parent.name, id=path.name, state="missing", cell=cell, seed=cell.seed)
+def _without_folder(path: Path, cell: CellOf, reason: str | None) -> RunLine:
+    """A run of a sweep that was not begun, or that something stopped before it had a folder."""
+    return RunLine(
+        path=path,
+        experiment=path.parent.name,
+        id=path.name,
+        state="missing" if reason is None else "failed",
+        reason=reason,
+        cell=cell,
+        seed=cell.seed,
+    )
 
 
 def _order(line: RunLine, places: Mapping[tuple[str, str], int]) -> tuple[Any, ...]:

@@ -145,9 +145,10 @@ def test_a_name_is_an_experiment_or_a_sweep(tmp_path: Path) -> None:
         (IDS[0], "finished"),
         (IDS[1], "finished"),
         (IDS[2], "stopped"),
-        (IDS[3], "missing"),
+        (IDS[3], "failed"),
         (IDS[4], "missing"),
     ]
+    assert found.runs[3].reason == "ValueError: no data"
     with pytest.raises(ValueError, match="no experiment or sweep 'rank', did you mean 'ranks'"):
         list_runs(tmp_path, "rank")
 
