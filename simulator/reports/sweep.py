@@ -371,7 +371,7 @@ COSTS: Mapping[str, tuple[str, Callable[[VariantResult], float | None], Callable
         lambda variant: None if variant.cost is None else variant.cost.steps,
         "{:,.6g}".format,
     ),
-    "time": ("seconds of a run, wall clock", lambda variant: variant.seconds, "{:,.3g}".format),
+    "time": ("seconds of all rounds, wall clock", lambda variant: variant.seconds, "{:,.3g}".format),
 }
 
 
