@@ -19,8 +19,7 @@ from typing import Any
 
 from .builder import leaves
 from .reports.page import UNDEFINED, Table, count_text, signed_text
-from .results import COMMON, UNSEEN, RunRecords, mean
-from .sweeps.costs import stays_alone
+from .results import UNSEEN, RunRecords, mean
 from .sweeps.pairing import unpaired as drew_otherwise
 from .sweeps.records import PLAN
 from .sweeps.statistics import MIN_PAIRS, MIN_VOLUMES, Interval, Volume, by_site, mean_over_sites, paired
@@ -303,8 +302,8 @@ def _warnings(
         counts = f"{sum(only_left.values())} of the first, {sum(only_right.values())} of the second"
         yield f"Volumes that only one run was scored on are left out: {counts}."
     for which, records in (("first", left), ("second", right)):
-        foreign = sorted({COMMON, *records.unseen} & {site.site for site in dice.sites})
-        if stays_alone(records) and foreign:
+        foreign = sorted(records.untrained & {site.site for site in dice.sites})
+        if foreign:
             yield (
                 f"The {which} run trains every hospital alone: at {', '.join(foreign)} it was scored with the initial "
                 "values, a model of nobody's."

@@ -227,6 +227,18 @@ class RunRecords:
         common = isinstance(split, Mapping) and split.get("test") == COMMON
         return tuple(name for name in self.hospitals if not (common and name == COMMON))
 
+    @property
+    def stays_alone(self) -> bool:
+        """Whether every hospital trains for itself. What is scored elsewhere then has the initial model."""
+        aggregator = self.config.get("aggregator")
+        return isinstance(aggregator, Mapping) and aggregator.get("name") == "local"
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Where the run was scored with the initial model: no hospital is there, and there is no global model."""
+        foreign = {COMMON, *self.unseen} if self.stays_alone else set()
+        return frozenset(foreign & {row.hospital for row in self.cases})
+
     @cached_property
     def unseen(self) -> tuple[str, ...]:
         """Sites that were left out of the training, sorted by name."""

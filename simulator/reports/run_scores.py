@@ -202,7 +202,10 @@ def _score_note(records: RunRecords, scores: Sequence[FinalScores]) -> str:
     if any(score.hd95_undefined or score.surface_undefined for score in scores):
         parts.append("(n): n values are undefined because a mask is empty, and are left out of the mean.")
     parts.append(f"{UNDEFINED}: not defined or not measured. Worst: of the hospitals, for each column by itself.")
-    if records.unseen:
+    if records.untrained:
+        where = ", ".join(sorted(records.untrained))
+        parts.append(f"Every hospital trains alone: at {where} the model before training was scored.")
+    elif records.unseen:
         parts.append("Unseen: sites that did not train, scored with the global model; they enter no mean.")
     return " ".join(parts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ..results import COMMON, RunRecords, mean_series
@@ -107,7 +107,7 @@ def curve(variant: VariantRecord) -> tuple[CurvePoint, ...]:
 def _course(records: RunRecords, *, travels: bool) -> dict[int, _Point]:
     """Per scored round; nothing where hospitals stay alone and have a common test set, which no model of theirs saw."""
     series = records.series("dice", "test")
-    if stays_alone(records):
+    if records.stays_alone:
         series.pop(COMMON, None)
     return {number: _at(records, number, dice, travels) for number, dice in mean_series(series) if dice is not None}
 
@@ -116,12 +116,6 @@ def _at(records: RunRecords, number: int, dice: float, travels: bool) -> _Point:
     rows = [row for row in records.ledger if row.round <= number]
     sent = sum(row.bytes_down + row.bytes_up for row in rows) if travels else 0
     return dice, sent, sum(row.steps for row in rows)
-
-
-def stays_alone(records: RunRecords) -> bool:
-    """Whether every hospital trained for itself. A site that does not train then has a model of nobody's."""
-    aggregator = records.config.get("aggregator")
-    return isinstance(aggregator, Mapping) and aggregator.get("name") == "local"
 
 
 def _point(number: int, found: Sequence[_Point]) -> CurvePoint:

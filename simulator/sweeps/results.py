@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from ..results import COMMON, UNSEEN, CaseRow, RunRecords, mean
+from ..results import UNSEEN, CaseRow, RunRecords, mean
 from .best_site import BestSite, best_single_site
 from .checks import check_cells
-from .costs import Cost, CurvePoint, cost, curve, stays_alone
+from .costs import Cost, CurvePoint, cost, curve
 from .records import SweepRecords, VariantRecord
 from .statistics import (
     Interval,
@@ -256,9 +256,9 @@ def _scores(records: RunRecords) -> dict[Volume, float | None]:
     counts there is the mean over the models of all hospitals, where the run scored them.
     """
     scores = {(row.hospital, row.case): row.value for row in _last(records) if row.metric == "dice"}
-    if not stays_alone(records):
+    if not records.stays_alone:
         return scores
-    foreign = {COMMON, *records.unseen}
+    foreign = records.untrained
     under: dict[Volume, list[float | None]] = {}
     for row in records.across:
         if row.metric == "dice" and row.split in SCORED and row.hospital in foreign:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from wardround.simulator.reports.run_scores import results_table
 from wardround.simulator.results import SERVER, CaseRow, LedgerRow, MetricRow, RunRecords, TimingRow, mean, mean_series
 
 
@@ -210,3 +211,19 @@ def test_means_are_over_defined_values() -> None:
     assert mean([]) is None
     series = {"a": [(0, None), (2, 0.7)], "b": [(0, 0.1), (1, None), (2, 0.5)]}
     assert mean_series(series) == [(0, 0.1), (1, None), (2, 0.6)]
+
+
+@pytest.mark.parametrize(("aggregator", "untrained"), [("local", {"common", "far"}), ("fedavg", set())])
+def test_where_a_run_of_lonely_hospitals_was_scored_untrained(aggregator: str, untrained: set[str]) -> None:
+    """No model of its own is at the common test set and at a site that was left out."""
+    places = [("a", "test"), ("common", "test"), ("far", "unseen")]
+    records = RunRecords(
+        path=Path("run"),
+        config={"aggregator": {"name": aggregator}},
+        manifest={},
+        metrics=[MetricRow(round=1, hospital=name, split=split, metric="dice", value=0.5) for name, split in places],
+        cases=[CaseRow(round=1, hospital=name, split=s, case="1", metric="dice", value=0.5) for name, s in places],
+    )
+    told = "at common, far the model before training was scored" in " ".join(results_table(records).split())
+    assert records.untrained == untrained
+    assert told is bool(untrained)
