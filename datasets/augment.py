@@ -2,8 +2,8 @@
 
 Parameters are drawn on the CPU for a whole epoch, one row per window in window order, so that what a window gets
 depends on neither its batch nor the device. They are applied to a batch in one call on any device, the same draw for
-all slices of a window. Quarter turns, flips, rotation, shear, scale and translation become one affine map: an image is
-resampled once.
+all slices of a window, and for all three colours of an image with a class. Quarter turns, flips, rotation, shear, scale
+and translation become one affine map: an image is resampled once.
 
 To add a transformation: draw its columns in ``sample`` *after* the others (so that theirs do not shift), and compose
 it into the affine map, or give :class:`AugmentParameters` a field and :func:`apply` a line. To add one of those that
@@ -288,6 +288,40 @@ class FlapSamAugment:
         return torch.where(operations == OPERATIONS.index("posterize"), whole, amounts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Mirror images and a quarter turn, for images that have no upper side: of skin, of tissue.
+
+    Pixels move and keep their values, to rounding. With all three probabilities at 0.5, the eight ways to lay a square
+    on itself are equally likely.
+
+    Args:
+        horizontal_p: Probability that left and right are exchanged.
+        vertical_p: Probability that top and bottom are exchanged.
+        turn_p: Probability of a counter-clockwise quarter turn after that.
+        variants: Fixed forms per image, one of which is drawn each epoch; 0: a fresh form every epoch.
+    """
+
+    horizontal_p: float = 0.5
+    vertical_p: float = 0.5
+    turn_p: float = 0.5
+    variants: int = 0
+
+    def __post_init__(self) -> None:
+        problems = _wrong_probabilities(self, "horizontal_p", "vertical_p", "turn_p")
+        problems += _wrong_variants(self.variants)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def sample(self, n_windows: int, rng: torch.Generator) -> AugmentParameters:
+        """Draws one row of 3 numbers per image: horizontal, vertical, turn."""
+        draws = torch.rand(n_windows, 3, generator=rng)
+        drawn = draws < torch.tensor([self.horizontal_p, self.vertical_p, self.turn_p])
+        flips = torch.diag_embed(torch.where(drawn[:, :2], -1.0, 1.0))  # (n, 2, 2): x -> -x, y -> -y
+        turn = torch.where(drawn[:, 2].view(-1, 1, 1), torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.eye(2))
+        return replace(AugmentParameters.neutral(n_windows), affine=pad(flips @ turn, (0, 1)))
+
+
 def _wrong_probabilities(augment: object, *names: str) -> list[str]:
     return [
         f"{name}: expected a probability between 0 and 1, got {getattr(augment, name)!r}"
@@ -395,29 +429,52 @@ def apply(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> tupl
     Each touches only the windows that drew it, all of them at once. Which these are is known on the CPU, so that
     nothing waits for the device. Where nothing was drawn, the tensors that came in are returned.
 
+    The colours of an image with a class are treated as the slices of a window are: one draw for all, the erased
+    rectangle is grey. Only the mean of the contrast is one for the three, that of their luma, as in PIL. The class
+    stays.
+
     Args:
-        images: (b, D, H, H) floating point in [0, 1], H >= 3.
-        labels: (b, D, H, H) uint8.
+        images: (b, D, H, H) floating point in [0, 1], H >= 3; or (b, 1, 3, H, H).
+        labels: (b, D, H, H) uint8; or (b, 1) classes.
         parameters: b rows, on the CPU.
 
     Returns:
         Images and labels of the same shapes and dtypes.
     """
+    _check_batch(images, labels, parameters)
+    if _neutral(parameters):
+        return images, labels
+    if images.ndim == 5:
+        colours = images.flatten(1, 2).clone()  # (b, 3, H, H)
+        _alter(colours, None, parameters, COLOUR_INTENSITY)
+        return colours.view(images.shape), labels
+    images, labels = images.clone(), labels.clone()
+    _alter(images, labels, parameters, INTENSITY)
+    return images, labels
+
+
+def _check_batch(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> None:
+    """Raises ValueError where shapes do not fit together."""
     if images.shape[-1] != images.shape[-2] or len(parameters) != len(images):
         raise ValueError(
             f"augment: expected square images and as many parameter rows as images, "
             f"got images {tuple(images.shape)} and {len(parameters)} rows"
         )
-    if _neutral(parameters):
-        return images, labels
-    images, labels = images.clone(), labels.clone()  # the rest writes in place
+    if images.ndim == 5 and (images.shape[1:3] != (1, 3) or labels.shape != (len(images), 1)):
+        raise ValueError(
+            f"augment: expected images (b, 1, 3, H, H) with classes (b, 1), "
+            f"got {tuple(images.shape)} with {tuple(labels.shape)}"
+        )
+
+
+def _alter(images: Tensor, labels: Tensor | None, parameters: AugmentParameters, intensity: Intensity) -> None:
+    """Applies the draws in place; ``labels``: None where there is nothing to move with the images."""
     _move(images, labels, parameters.affine)
     _change(images, parameters.gamma != 1, parameters.gamma, torch.pow)
     _erase(images, labels, parameters)
     for operations, amounts in zip(parameters.operations.unbind(1), parameters.amounts.unbind(1), strict=True):
-        for name, operation in INTENSITY.items():
+        for name, operation in intensity.items():
             _change(images, operations == OPERATIONS.index(name), amounts, operation)
-    return images, labels
 
 
 def _neutral(parameters: AugmentParameters) -> bool:
@@ -447,21 +504,23 @@ def _change(images: Tensor, drawn: Tensor, amounts: Tensor, operation: Callable[
     images.index_copy_(0, there, operation(images.index_select(0, there), amount))
 
 
-def _move(images: Tensor, labels: Tensor, affine: Tensor) -> None:
+def _move(images: Tensor, labels: Tensor | None, affine: Tensor) -> None:
     """Resamples the windows whose map (b, 2, 3) is not the identity."""
     rows = _moved(affine).nonzero().flatten()
     if len(rows) == 0:
         return
     there, maps = put(rows, images.device), put(affine[rows].to(images.dtype), images.device)
-    chosen, masks = images.index_select(0, there), labels.index_select(0, there).to(images.dtype)
+    chosen = images.index_select(0, there)
     grid = affine_grid(maps, list(chosen.shape), align_corners=False)  # (rows, H, H, 2)
     warped = grid_sample(chosen, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    nearest = grid_sample(masks, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     images.index_copy_(0, there, warped)
-    labels.index_copy_(0, there, nearest.to(labels.dtype))
+    if labels is not None:
+        masks = labels.index_select(0, there).to(images.dtype)
+        nearest = grid_sample(masks, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        labels.index_copy_(0, there, nearest.to(labels.dtype))
 
 
-def _erase(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> None:
+def _erase(images: Tensor, labels: Tensor | None, parameters: AugmentParameters) -> None:
     """Fills each rectangle with noise in [0, 1), the same for all slices, and its labels with 0.
 
     What fills them is drawn on the CPU, window by window, and written into all windows at once.
@@ -474,7 +533,8 @@ def _erase(images: Tensor, labels: Tensor, parameters: AugmentParameters) -> Non
     window, pixel = put(torch.stack([windows, torch.cat(boxes)]), images.device).unbind()
     noise = put(torch.cat(noises).to(images.dtype), images.device)
     images.flatten(2)[window, :, pixel] = noise[:, None]  # (p, D) values of the p pixels, in every slice
-    labels.flatten(2)[window, :, pixel] = labels.new_zeros(())
+    if labels is not None:
+        labels.flatten(2)[window, :, pixel] = labels.new_zeros(())
 
 
 def _rectangle_of(parameters: AugmentParameters, row: int, side: int) -> tuple[Tensor, Tensor]:
@@ -501,6 +561,18 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
     return (mean + factor * (images - mean)).clamp(0, 1)
 
 
+def colour_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """``m + factor (x - m)`` in [0, 1] with the mean m of 0.299 red + 0.587 green + 0.114 blue, as in PIL.
+
+    Args:
+        images: (b, 3, H, H).
+        factor: (b, 1, 1, 1).
+    """
+    red, green, blue = images.mean(dim=(2, 3)).unbind(1)
+    mean = (0.299 * red + 0.587 * green + 0.114 * blue).view(-1, 1, 1, 1)
+    return (mean + factor * (images - mean)).clamp(0, 1)
+
+
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """``factor x`` in [0, 1], as in PIL."""
     return (factor * images).clamp(0, 1)
@@ -516,11 +588,20 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     return sharper
 
 
-INTENSITY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+Intensity = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+"""What :data:`OPERATIONS` do to intensities, by name."""
+
+INTENSITY: Intensity = {
     "posterize": posterize,
     "contrast": contrast,
     "brightness": brightness,
     "sharpness": sharpness,
 }
+COLOUR_INTENSITY: Intensity = {**INTENSITY, "contrast": colour_contrast}
 
-AUGMENTS: Mapping[str, type] = {"flap_sam": FlapSamAugment, "standard": Augment, "none": NoAugment}
+AUGMENTS: Mapping[str, type] = {
+    "flap_sam": FlapSamAugment,
+    "standard": Augment,
+    "flips": Flips,
+    "none": NoAugment,
+}

@@ -93,7 +93,7 @@ class Preparation:
             ValueError: a case is bad, or the cache cannot be written.
         """
         with using_cache():
-            _remove_leftovers(self.folder)
+            remove_leftovers(self.folder)
         announce(0, len(cases))
         made = 0
         for done, case in enumerate(cases, start=1):
@@ -165,7 +165,7 @@ class Preparation:
         try:
             return self._mapped(entry, case)
         except (ValueError, EOFError, KeyError, TypeError, FileNotFoundError):
-            _remove(entry)
+            remove_entry(entry)
             return None
 
     def _mapped(self, entry: Path, case: Case) -> PreparedVolume:
@@ -176,9 +176,9 @@ class Preparation:
         first, second, third = meta["spacing_mm"]
         return PreparedVolume(
             case=case,
-            images=_map(entry / "images.npy", shape, np.float32),
-            labels=_map(entry / "labels.npy", shape, np.uint8),
-            truth=_map(entry / "truth.npy", native, np.uint8),
+            images=mapped(entry / "images.npy", shape, np.float32),
+            labels=mapped(entry / "labels.npy", shape, np.uint8),
+            truth=mapped(entry / "truth.npy", native, np.uint8),
             spacing_mm=(first, second, third),
             key=entry.name,
         )
@@ -206,12 +206,12 @@ class Preparation:
         slices, rows, columns = volume.label.shape
         native = (slices, rows, columns)
         shape = prepared_shape(native, self.image_size, self.windows)
-        with _new_array(folder / "truth.npy", native, np.uint8) as truth_file:
+        with new_array(folder / "truth.npy", native, np.uint8) as truth_file:
             for truth in volume.label:
                 truth_file.write(np.ascontiguousarray(truth).data)
         with (
-            _new_array(folder / "images.npy", shape, np.float32) as images_file,
-            _new_array(folder / "labels.npy", shape, np.uint8) as labels_file,
+            new_array(folder / "images.npy", shape, np.float32) as images_file,
+            new_array(folder / "labels.npy", shape, np.uint8) as labels_file,
         ):
             for images, labels in self._chunks(volume):
                 images_file.write(images.contiguous().numpy().data)
@@ -230,7 +230,7 @@ def _read_facts(source: str) -> Facts | None:
         return None
 
 
-def _map(path: Path, shape: tuple[int, int, int], dtype: type) -> Tensor:
+def mapped(path: Path, shape: tuple[int, ...], dtype: type) -> Tensor:
     """A .npy file as a tensor. Raises ValueError where it is not what was expected."""
     array = np.load(path, mmap_mode="c")  # copy on write: torch warns of arrays that are read-only
     if array.shape != shape or array.dtype != dtype:
@@ -239,7 +239,7 @@ def _map(path: Path, shape: tuple[int, int, int], dtype: type) -> Tensor:
 
 
 @contextmanager
-def _new_array(path: Path, shape: tuple[int, int, int], dtype: type) -> Iterator[IO[bytes]]:
+def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[IO[bytes]]:
     """A .npy file whose values are written in the block, and are on the disk after it."""
     description = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
@@ -249,7 +249,7 @@ def _new_array(path: Path, shape: tuple[int, int, int], dtype: type) -> Iterator
         os.fsync(file.fileno())  # the rest needs none: what a crash loses of it is seen when it is opened
 
 
-def _remove(entry: Path) -> None:
+def remove_entry(entry: Path) -> None:
     """Moves an entry away before it is deleted, so that nobody sees half of it."""
     away = beside(entry)
     with suppress(FileNotFoundError):  # another process was first
@@ -257,7 +257,7 @@ def _remove(entry: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Removes what killed writers left behind a day ago or longer; phantoms are made in the cache itself."""
     places = ("", "prepared/*/", "facts/*/", "hashes/*/", "features/*/")
     for path in [path for place in places for path in folder.glob(f"{place}.*{UNFINISHED}")]:

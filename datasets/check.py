@@ -23,6 +23,7 @@ import numpy as np
 
 from .contract import Case, DataError, Dataset, Pool, Volume
 from .facts import Facts, describe
+from .partition import settled_patients
 
 MASK_VALUES = 8
 """An image with more different values than this is no copy of a mask."""
@@ -71,19 +72,19 @@ def check(
     for done, case in enumerate(pool.cases, start=1):
         notes.read(dataset, case)
         announce(done, len(pool.cases))
-    structure = [*pool.problems, *_names_twice(pool), *_masks_twice(pool.cases), *_torn_patients(pool.cases, keeps)]
+    structure = [*pool.problems, *names_twice(pool), *_masks_twice(pool.cases), *torn_patient_lines(pool.cases, keeps)]
     return Finding(
         pool=pool,
-        problems=_lines(root, [*structure, *notes.problems, *notes.duplicates()]),
+        problems=lines_below(root, [*structure, *notes.problems, *notes.duplicates()]),
         facts=notes.facts,
-        remarks=_lines(root, notes.remarks),
+        remarks=lines_below(root, notes.remarks),
     )
 
 
 # ---- structure -------------------------------------------------------------------------------------------------------
 
 
-def _names_twice(pool: Pool) -> list[str]:
+def names_twice(pool: Pool) -> list[str]:
     """Names of several cases, where the pool itself says nothing about them."""
     counts = Counter(case.name for case in pool.cases)
     return [
@@ -103,13 +104,19 @@ def _masks_twice(cases: Sequence[Case]) -> list[str]:
     ]
 
 
-def _torn_patients(cases: Sequence[Case], keeps: Sequence[str]) -> list[str]:
-    """A line per case whose patient has an earlier case on another side of the split, or at another site."""
+def torn_patient_lines(cases: Sequence[Case], keeps: Sequence[str]) -> list[str]:
+    """A line per case whose patient has an earlier case on another side of the split, or at another site.
+
+    At several sites may be who is on one side of the data set's own split.
+    """
     lines = []
+    settled = settled_patients(cases)
     for what in keeps:
         first: dict[str, Case] = {}
         for case in sorted(cases, key=lambda case: (_SIDES.get(case.side, 0), case.name)):
             home = first.setdefault(case.patient, case)
+            if what == "site" and case.patient in settled:
+                continue
             if getattr(case, what) != getattr(home, what):
                 lines.append(
                     f"{case.name}: expected patient {case.patient} {_WHERE[what]}, "
@@ -141,15 +148,15 @@ class _Notes:
         try:
             volume = dataset.volume(case)
         except DataError as error:
-            self.problems += [_named(case, line) for line in error.problems]
+            self.problems += [named(case, line) for line in error.problems]
         except Exception as error:  # whatever a damaged file does to a reader, the other cases are still to be seen
-            self.problems.append(_named(case, _reason(error)))
+            self.problems.append(named(case, reason(error)))
         else:
             self._note(case, volume)
 
     def _note(self, case: Case, volume: Volume) -> None:
         wrong = _voxel_problems(volume, self.num_classes)
-        self.problems += [_named(case, line) for line in wrong]
+        self.problems += [named(case, line) for line in wrong]
         if wrong:
             return
         self.cases_of.setdefault(_content(volume), []).append(case)
@@ -221,20 +228,20 @@ def _same_bytes(one: Path, other: Path) -> bool:
 # ---- lines -----------------------------------------------------------------------------------------------------------
 
 
-def _named(case: Case, line: str) -> str:
+def named(case: Case, line: str) -> str:
     """The line, beginning with its file or else with the name of its case."""
     starts = (case.name, f"case {case.name}", *map(str, case.files))
     return line if line.startswith(starts) else f"{case.name}: {line}"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """An exception in words: the message of a loader, or what the system or a library says."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) if isinstance(error, ValueError) else f"reading failed: {type(error).__name__}: {error}"
 
 
-def _lines(root: Path, lines: Sequence[str]) -> tuple[str, ...]:
+def lines_below(root: Path, lines: Sequence[str]) -> tuple[str, ...]:
     """Each once, on one line, files below ``root`` named from there, sorted."""
     below = re.compile(rf"(?<![\w./\\-]){re.escape(f'{root}{os.sep}')}")
     return tuple(sorted({" ".join(below.sub("", line).split()) for line in lines}))

@@ -1,20 +1,24 @@
 """What a data set is: a pool of cases on disk, and how a case becomes an array.
 
+A data set has volumes with masks, for segmentation (:class:`Dataset`), or images with a class each, for classification
+(:class:`ImageDataset`).
+
 A plug-in of this folder is a frozen keyword-only dataclass with the methods of :class:`Dataset`. It finds cases and
 reads one when asked; who gets which case, and what for, is decided in one place for all data sets
 (:mod:`~wardround.datasets.split`)::
 
     folder --Dataset.pool--> Pool --Split.federation--> Federation --Dataset.volume--> Volume --prepare--> windows
+                                                                   --ImageDataset.images--> (H, W, 3) --> images
 
 Legend: S slices, H rows, W columns of a slice, C foreground classes (labels 1..C, 0 is background).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -24,20 +28,23 @@ Streams = Callable[..., torch.Generator]
 """Keyed random streams, as in ``aggregators.contract``: ``rng("split", hospital)`` gives a fresh CPU generator."""
 
 Side = Literal["train", "validation", "test"]
+Task = Literal["segmentation", "classification"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One image and its mask.
+    """One image with its mask, or with its class.
 
     Args:
         name: Of its own in the whole pool; predictions are named after it.
         patient: Keeps scans of one person together: in one hospital, on one side of a split.
         image: File of the image.
-        label: File of the mask; the same as ``image`` where one file holds both.
+        label: File of the mask; the same as ``image`` where one file holds both, and where there is a class instead.
         parts: Further files where a volume is stored in several.
         site: Where it was acquired, as far as the data set knows; the natural hospital.
         side: What it is for in the data set's own split, where it has one.
+        target: The class of the image, 0..C-1; None where it has a mask.
+        row: Its place in the file, from 0, where a file holds many images.
     """
 
     name: str
@@ -47,6 +54,8 @@ class Case:
     parts: tuple[Path, ...] = ()
     site: str | None = None
     side: Side | None = None
+    target: int | None = None
+    row: int = 0
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -78,7 +87,7 @@ class Pool:
 
     Args:
         cases: Those whose files are there.
-        classes: Names of the C foreground classes.
+        classes: Names of the C classes: of the foreground, where there are masks.
         problems: What is wrong with the folder, one line each: files that are missing, tables that contradict it.
             A pool with problems can be looked at, and trains nobody.
     """
@@ -134,7 +143,7 @@ class Volume:
 
 
 class Dataset(Protocol):
-    """Where cases come from."""
+    """Where volumes with masks come from."""
 
     def locate(self, root: Path | None) -> Path:
         """The folder to read. Raises ValueError when it is missing, saying how to get it."""
@@ -147,3 +156,39 @@ class Dataset(Protocol):
     def volume(self, case: Case) -> Volume:
         """Reads one case, checks it and brings slices to the front. Raises DataError with every problem of the case."""
         ...
+
+
+class ImageDataset(Protocol):
+    """Where images with a class each come from. Every case of its pool has a ``target``."""
+
+    task: Task
+    """``classification``; a class variable."""
+
+    def locate(self, root: Path | None) -> Path:
+        """The folder to read. Raises ValueError when it is missing, saying how to get it."""
+        ...
+
+    def pool(self, root: Path) -> Pool:
+        """Finds the cases; reads no pixel. Raises ValueError only where there is nothing to be found at all."""
+        ...
+
+    def images(self, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:
+        """The image (H, W, 3) of every case, in their order. Raises DataError with every problem of a case."""
+        ...
+
+
+def task_of(dataset: object) -> Task:
+    """What a data set is for: what its class says, ``segmentation`` where it says nothing."""
+    said = getattr(type(dataset), "task", None)  # anything else may be a field of that name
+    return "classification" if said == "classification" else "segmentation"
+
+
+def has_classes(dataset: Dataset | ImageDataset) -> TypeGuard[ImageDataset]:
+    """Whether a data set has images with a class each."""
+    return task_of(dataset) == "classification"
+
+
+def with_masks(dataset: Dataset | ImageDataset) -> Dataset:
+    """A data set that has volumes with masks; nobody asks this of one that has classes."""
+    assert not has_classes(dataset)
+    return cast(Dataset, dataset)

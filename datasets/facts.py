@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
-from .contract import Volume
+from .contract import Case, Volume
 
 BINS = 64
 PERCENTILES = (0.5, 1.0, 50.0, 99.0, 99.5)
@@ -61,3 +62,12 @@ def describe(volume: Volume, num_classes: int) -> Facts:
         low=low,
         high=high,
     )
+
+
+def no_facts(case: Case) -> NoReturn:
+    """Measures nothing: only volumes have facts.
+
+    Raises:
+        ValueError: a partition asks for those of an image with a class.
+    """
+    raise ValueError(f"split.partition: expected one that suits images with classes, got one that measures {case.name}")

@@ -36,7 +36,7 @@ from .scanner import (
     slabs,
     store,
 )
-from .writing import whole_folder
+from .writing import expect_new, whole_folder
 
 GENERATOR_VERSION = 3
 """Part of the folder's name: raise it whenever the same settings give other files."""
@@ -175,13 +175,8 @@ def write_phantom(phantom: Phantom, folder: Path, announce: Announce | None = No
     Raises:
         ValueError: there is something in the folder's place.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{folder}: expected a folder that is new or empty, found {_what(folder)}; name another one")
+    expect_new(folder)
     build(phantom, folder, announce)
-
-
-def _what(path: Path) -> str:
-    return "a file" if path.is_file() else f"{min(entry.name for entry in path.iterdir())!r} in it"
 
 
 def build(phantom: Phantom, folder: Path, announce: Announce | None = None) -> None:

@@ -4,7 +4,8 @@
 
     pool --partition--> hospitals --sides--> train | validation | test --limit, leave out--> Federation
 
-Patients stay whole in every step.
+Patients stay whole in every step. Only a partition that asks for the facts of a volume opens its file; everything else
+is dealt by names, patients, sites, sides and classes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Split:
             are made, which suits many small hospitals.
         test_fraction: Fraction of the patients (of a hospital, or of the pool for ``common``) that only test. None: the
             data set's own split; a fifth where it has none.
-        validation_fraction: Fraction of a hospital's other patients that only validate.
+        validation_fraction: Fraction of a hospital's other patients that only validate. Where the data set has a split
+            of its own: of the patients who train in it, in addition to its validation cases, if it has any.
         max_train_cases: Keep this many training cases of each hospital, the same first ones for every limit; None
             keeps all. Test cases stay.
         leave_out: Hospitals that do not train: their test cases are scored with the global model, as ``unseen``.
@@ -72,31 +74,35 @@ class Split:
             pool: The cases.
             root: Their folder, named in errors.
             rng: Keyed streams.
-            facts: Measures a case, for partitions that look at the volumes.
+            facts: Measures a case, for partitions that look at the volumes; never called for images with classes.
 
         Raises:
-            DataError: every problem of the pool, or of every hospital, at once.
+            DataError: every problem of the pool, or of every hospital, at once; nothing is left of a hospital in
+                ``leave_out``.
             ValueError: the partition cannot be made, or ``leave_out`` names no hospital.
         """
         if pool.problems:
             raise DataError(root, pool.problems)
         common, rest = self._common(pool.cases, rng)
-        members = self.partition.assign(rest, facts, rng)
+        members = self.partition.assign(rest, facts, rng, pool.classes)
         self._check_names(members)
         hospitals: dict[str, Cases] = {}
         unseen: dict[str, tuple[Case, ...]] = {}
+        settled: dict[str, Side] = {}
         problems = []
         for name, cases in sorted(members.items()):
             try:
                 if name in self.leave_out:
-                    unseen[name] = self._unseen(name, cases, rng)
+                    unseen[name] = self._unseen(name, cases, rng, settled)
                 else:
-                    hospitals[name] = self._cases(name, cases, rng)
+                    hospitals[name] = self._cases(name, cases, rng, settled)
             except ValueError as error:
                 problems.append(f"hospital {name!r}: {error}")
         if problems:
             raise DataError(root, problems)
         self._check_sides(root, hospitals)
+        unseen = _without_trained(unseen, hospitals)
+        _check_unseen(root, unseen)
         return Federation(hospitals=hospitals, classes=pool.classes, common=common, unseen=unseen)
 
     def _common(self, cases: tuple[Case, ...], rng: Streams) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -108,8 +114,12 @@ class Split:
         common = tuple(case for case in cases if side[case.name] == "test")
         return common, tuple(case for case in cases if side[case.name] != "test")
 
-    def _cases(self, hospital: str, cases: Sequence[Case], rng: Streams) -> Cases:
-        """One hospital's cases on their sides."""
+    def _cases(self, hospital: str, cases: Sequence[Case], rng: Streams, settled: dict[str, Side]) -> Cases:
+        """One hospital's cases on their sides.
+
+        A patient who has cases at an earlier hospital too is on the side that was drawn there; ``settled`` has the
+        sides of the patients so far and gets those of this hospital.
+        """
         side = self._own_sides(cases)
         if self.test == "common":
             side = {case.name: case.side if side and case.side else "train" for case in cases}
@@ -121,16 +131,17 @@ class Split:
         elif self.validation_fraction > 0:
             side = {**side, **self._validation(cases, side, rng("validation", hospital))}
         check_patients(cases, side)
+        side = {case.name: settled.setdefault(case.patient, side[case.name]) for case in cases}
         return self._limited(cases_by_side(cases, side), rng("limit", hospital))
 
-    def _unseen(self, hospital: str, cases: Sequence[Case], rng: Streams) -> tuple[Case, ...]:
+    def _unseen(self, hospital: str, cases: Sequence[Case], rng: Streams, settled: dict[str, Side]) -> tuple[Case, ...]:
         """What a hospital that does not train is scored on.
 
         The test cases that it would have; all it has where tests are common, or where one patient is all it has.
         """
         if self.test == "common" or len({case.patient for case in cases}) == 1:
             return by_name(cases)
-        return self._cases(hospital, cases, rng).test or by_name(cases)
+        return self._cases(hospital, cases, rng, settled).test or by_name(cases)
 
     def _own_sides(self, cases: Sequence[Case]) -> dict[str, Side] | None:
         """The data set's own split; None where it has none, or another was asked for."""
@@ -232,6 +243,26 @@ def cases_by_side(cases: Sequence[Case], side: Sides) -> Cases:
         return by_name([case for case in cases if side[case.name] == which])
 
     return Cases(train=on("train"), validation=on("validation"), test=on("test"))
+
+
+def _without_trained(
+    unseen: Mapping[str, tuple[Case, ...]], hospitals: Mapping[str, Cases]
+) -> dict[str, tuple[Case, ...]]:
+    """The cases of sites that do not train, less those of patients who train or validate at a hospital."""
+    known = {case.patient for cases in hospitals.values() for case in (*cases.train, *cases.validation)}
+    return {name: tuple(case for case in cases if case.patient not in known) for name, cases in unseen.items()}
+
+
+def _check_unseen(root: Path, unseen: Mapping[str, tuple[Case, ...]]) -> None:
+    """Raises DataError when nothing is left of a site that does not train."""
+    empty = [
+        f"split.leave_out: site {name!r}: all its patients train elsewhere, nothing is left to score; take it out of "
+        "leave_out, or leave out the hospitals that share its patients too"
+        for name, cases in unseen.items()
+        if not cases
+    ]
+    if empty:
+        raise DataError(root, empty)
 
 
 def check_patients(cases: Sequence[Case], side: Sides) -> None:

@@ -34,8 +34,16 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a table in UTF-8, got {type(error).__name__}: {error}") from error
     if not set(columns) <= set(reader.fieldnames or ()):
-        raise ValueError(f"{path}: expected the columns {','.join(columns)}, got {reader.fieldnames}")
+        raise ValueError(f"{path}: expected the columns {','.join(columns)}, got {_found(reader.fieldnames)}")
     return [{name: (row.get(name) or "").strip() for name in (*columns, *optional)} for row in reader]
+
+
+def _found(names: Sequence[str] | None) -> str:
+    """The columns of a table without those that it should have, in words."""
+    if not names:
+        return "an empty file"
+    parted = next((word for mark, word in ((";", "semicolons"), ("\t", "tabs")) if mark in names[0]), None)
+    return ",".join(names) if parted is None else f"{names[0]!r}: write commas between columns, not {parted}"
 
 
 def side_of(text: str, allowed: Sequence[Side] = ("train", "test")) -> Side | None:

@@ -198,6 +198,11 @@ class HospitalWindows:
         return len(self.table)
 
     @property
+    def depth(self) -> int:
+        """D."""
+        return self.windows.depth
+
+    @property
     def device(self) -> torch.device:
         """Where the slices are."""
         return self._images.parts[0].device

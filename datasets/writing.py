@@ -68,3 +68,13 @@ def _put(half: Path, place: Path) -> None:
     except OSError:
         if not place.is_dir():
             raise
+
+
+def expect_new(folder: Path) -> None:
+    """Raises ValueError where a folder that a user names for new files holds something, or is a file."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a folder that is new or empty, found {_what(folder)}; name another one")
+
+
+def _what(path: Path) -> str:
+    return "a file" if path.is_file() else f"{min(entry.name for entry in path.iterdir())!r} in it"

@@ -20,6 +20,7 @@ from wardround.datasets.augment import (
     Augmentation,
     AugmentParameters,
     FlapSamAugment,
+    Flips,
     NoAugment,
     _operation_map,
     apply,
@@ -474,7 +475,7 @@ def test_every_window_gets_one_of_its_variants(kind: type) -> None:
         picked = of_variants(variants, choose(len(variants), 20, rng(epoch)))
         rows = torch.arange(20).split(1)
         equal = torch.tensor([[same(picked.select(row), other.select(row)) for row in rows] for other in variants])
-        assert (equal.sum(0) == 1).all()
+        assert (equal.any(0) if kind is Flips else equal.sum(0) == 1).all()  # flips have eight forms in all
         seen += equal
     assert seen.min() > 60 / len(variants) / 4
 
@@ -561,6 +562,74 @@ def test_where_nothing_is_drawn_nothing_is_copied() -> None:
         assert all(torch.equal(*pair) for pair in zip(before, (images, labels), strict=True))
 
 
+# ---- images with a class ---------------------------------------------------------------------------------------------
+
+
+def pictures(n: int = 6, size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(n, 1, 3, size, size, generator=rng(3)), torch.arange(n, dtype=torch.uint8).view(n, 1)
+
+
+@pytest.mark.parametrize("augment", EVERY, ids=AUGMENTS)
+def test_the_colours_of_an_image_are_drawn_for_as_slices_are(augment: Augmentation) -> None:
+    """But for the contrast, whose mean is that of all three."""
+    images, classes = pictures(60)
+    parameters = augment.sample(60, rng())
+    before = images.clone()
+    changed, same_classes = apply(images, classes, parameters)
+    assert same_classes is classes
+    assert torch.equal(images, before)
+    as_slices = apply(images[:, 0], torch.zeros(60, 3, 12, 12, dtype=torch.uint8), parameters)[0]
+    contrast = (parameters.operations == OPERATIONS.index("contrast")).any(1)
+    assert torch.equal(changed[~contrast, 0], as_slices[~contrast])
+    assert not contrast.any() or not torch.allclose(changed[contrast, 0], as_slices[contrast])
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "pillow"),
+    [
+        ("contrast", 0.0, ImageEnhance.Contrast),
+        ("contrast", 1.3, ImageEnhance.Contrast),
+        ("brightness", 0.7, ImageEnhance.Brightness),
+        ("sharpness", 1.9, ImageEnhance.Sharpness),
+    ],
+)
+def test_operations_on_colours_are_those_of_pillow(name: str, amount: float, pillow: type) -> None:
+    """On 8-bit images whose colours have other means; Pillow rounds the luma, its mean and the result."""
+    pixels = torch.randint(0, 256, (2, 1, 3, 11, 11), generator=rng(), dtype=torch.uint8)
+    pixels[:, :, 1] //= 2
+    pixels[:, :, 2] //= 4
+    changed, _ = apply(pixels.float() / 255, torch.zeros(2, 1, dtype=torch.uint8), one(name, amount, n=2))
+    for ours, picture in zip(changed[:, 0], pixels[:, 0], strict=True):
+        expected = np.asarray(pillow(Image.fromarray(picture.permute(1, 2, 0).numpy())).enhance(amount))
+        assert np.abs(ours.permute(1, 2, 0).numpy() * 255 - expected).max() < 2.1
+
+
+def test_flips_are_the_eight_ways_to_lay_a_square_on_itself() -> None:
+    images, classes = pictures(1, size=5)
+    whole = images[0, 0]
+    ways = [torch.rot90(way, turn, (1, 2)) for way in (whole, whole.flip(2)) for turn in range(4)]
+    found = apply(images.expand(400, 1, 3, 5, 5), classes.expand(400, 1), Flips().sample(400, rng()))[0][:, 0]
+    counts = [sum(torch.equal(way, image) for image in found) for way in ways]
+    assert sum(counts) == 400
+    assert min(counts) > 25  # 50 each are expected, with a standard deviation of 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"horizontal_p": 1.0, "vertical_p": 0.0, "turn_p": 0.0}, [[2, 1], [4, 3]]),
+        ({"horizontal_p": 0.0, "vertical_p": 1.0, "turn_p": 0.0}, [[3, 4], [1, 2]]),
+        ({"horizontal_p": 0.0, "vertical_p": 0.0, "turn_p": 1.0}, [[2, 4], [1, 3]]),
+        ({"horizontal_p": 1.0, "vertical_p": 0.0, "turn_p": 1.0}, [[1, 3], [2, 4]]),
+    ],
+)
+def test_each_flip_by_hand(settings: dict[str, float], expected: list[list[int]]) -> None:
+    """Of 1 2 over 3 4; the last one: 2 1 over 4 3, turned counter-clockwise."""
+    image = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(1, 1, 3, 1, 1) / 4
+    changed, _ = apply(image, torch.zeros(1, 1, dtype=torch.uint8), Flips(**settings).sample(1, rng()))
+    assert (changed[0, 0, 0] * 4).tolist() == expected
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"rotation_p: expected a probability .* got 2; scale: .* got \(1.2, 0.8\)"):
         Augment(rotation_p=2, scale=(1.2, 0.8))
@@ -576,7 +645,11 @@ def test_mistakes_are_named() -> None:
         ValueError, match=r"shear: expected 0 to 1, got -1; contrast: .* got \(2, 1\); variants: .* got -2"
     ):
         FlapSamAugment(shear=-1, contrast=(2, 1), variants=-2)
-    assert set(AUGMENTS) == {"flap_sam", "standard", "none"}
+    with pytest.raises(ValueError, match=r"turn_p: expected a probability .* got 1.5; variants: .* got -1"):
+        Flips(turn_p=1.5, variants=-1)
+    with pytest.raises(ValueError, match=r"images \(b, 1, 3, H, H\) with classes \(b, 1\), got \(6, 3, 1, 4, 4\)"):
+        apply(torch.zeros(6, 3, 1, 4, 4), torch.zeros(6, 1), NoAugment().sample(6, rng()))
+    assert set(AUGMENTS) == {"flap_sam", "standard", "flips", "none"}
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from wardround.datasets.contract import Case, Streams, Volume
 from wardround.datasets.facts import Facts, describe
@@ -22,7 +23,9 @@ from wardround.datasets.partition import (
     Iid,
     Natural,
     Partition,
+    Skew,
     acquisition,
+    class_of,
     hospital_names,
     largest_remainder,
     systematic_sample,
@@ -87,8 +90,8 @@ def patient_counts(hospitals: dict[str, list[Case]]) -> list[int]:
 
 
 def test_every_partition_is_among_those_tested_here() -> None:
-    """``natural`` takes no number of hospitals and has tests of its own."""
-    assert {type(partition) for partition in SEVERAL} | {Natural} == set(PARTITIONS.values())
+    """``natural`` and ``skew`` take no number of hospitals and have tests of their own."""
+    assert {type(partition) for partition in SEVERAL} | {Natural, Skew} == set(PARTITIONS.values())
 
 
 @pytest.mark.parametrize("partition", SEVERAL, ids=repr)
@@ -187,6 +190,20 @@ def test_a_case_without_site_is_named_with_the_way_out() -> None:
 def test_a_patient_at_two_sites_is_named() -> None:
     cases = [case("a", "anna", "x"), case("b", "anna", "y"), case("c", "carl", "y")]
     with pytest.raises(ValueError, match=r"every patient at one site, got anna \(x, y\)$"):
+        Natural().assign(cases, nothing, rng())
+
+
+def test_a_patient_on_one_side_may_be_at_two_sites() -> None:
+    """The data set tests on all images of Anna; of Carl's, one trains."""
+    given = [
+        ("a", "anna", "x", "test"),
+        ("b", "anna", "y", "test"),
+        ("c", "carl", "x", "train"),
+        ("d", "carl", "y", "test"),
+    ]
+    cases = [replace(case(name, patient, site), side=side) for name, patient, site, side in given]
+    assert names(Natural().assign(cases[:2], nothing, rng())) == {"x": ["a"], "y": ["b"]}
+    with pytest.raises(ValueError, match=r"every patient at one site, got carl \(x, y\)$"):
         Natural().assign(cases, nothing, rng())
 
 
@@ -439,3 +456,114 @@ def test_intensity_finds_the_three_groups_of_the_hippocampi() -> None:
     hospitals = ByAcquisition(hospitals=3).assign(cases, measured, rng())
     assert [{site[case.name] for case in own} for own in hospitals.values()] == [{"A"}, {"B"}, {"C"}]
     assert patient_counts(hospitals) == [42, 132, 25]
+
+
+# ---- images with classes ---------------------------------------------------------------------------------------------
+
+KINDS = ("melanoma", "nevus", "wart")
+
+
+def pictures(*counts: int) -> list[Case]:
+    """So many images of each class, each of a patient of its own."""
+    return [
+        replace(case(f"c{target}-{number:03d}"), target=target)
+        for target, count in enumerate(counts)
+        for number in range(count)
+    ]
+
+
+def histograms(hospitals: dict[str, list[Case]], kinds: int = 3) -> dict[str, list[int]]:
+    return {
+        name: [sum(case.target == kind for case in cases) for kind in range(kinds)] for name, cases in hospitals.items()
+    }
+
+
+def test_dirichlet_groups_images_by_class() -> None:
+    """A huge alpha gives every hospital its third of each class, rounded; a tiny one a whole class to somebody."""
+    even = histograms(Dirichlet(hospitals=3, alpha=1e6).assign(pictures(30, 61, 9), nothing, rng()))
+    assert all(
+        abs(count - part) <= 1 for counts in even.values() for count, part in zip(counts, (10, 20, 3), strict=True)
+    )
+    apart = histograms(Dirichlet(hospitals=3, alpha=1e-6).assign(pictures(30, 61, 9), nothing, rng(2)))
+    largest = [max(counts[kind] for counts in apart.values()) for kind in range(3)]
+    assert all(most >= count - 2 for most, count in zip(largest, (30, 61, 9), strict=True))  # but for the repair
+
+
+def test_dirichlet_draws_the_shares_of_a_class_from_its_own_stream() -> None:
+    """The shares of class 2 by hand, with and without the others."""
+    partition = Dirichlet(hospitals=4, alpha=0.5)
+    numbers = np.random.Generator(np.random.PCG64(int(torch.randint(2**63 - 1, (1,), generator=rng()("shares", 2)))))
+    shares = numbers.dirichlet([0.5] * 4)
+    expected = np.bincount(systematic_sample(shares, 1000, numbers.random()), minlength=4).tolist()
+    for counts in ((10, 20, 1000), (0, 20, 1000)):
+        found = histograms(partition.assign(pictures(*counts), nothing, rng()))
+        assert [of[2] for of in found.values()] == pytest.approx(expected, abs=2)  # but for the repair
+
+
+def test_the_class_of_a_patient_is_the_most_frequent_one() -> None:
+    def several(*targets: int) -> list[Case]:
+        return [replace(case(f"c{number}", "ann"), target=target) for number, target in enumerate(targets)]
+
+    assert [class_of(several(*targets)) for targets in ((2, 0, 2), (2, 1), (1, 2, 2, 1, 0))] == [2, 1, 1]
+    split = Skew(shares={"north": {"nevus": 1.0, "melanoma": 0.0}, "south": {"melanoma": 1.0}})
+    found = split.assign([*several(1, 1, 0), *pictures(3)], nothing, rng(), KINDS)
+    assert names(found)["north"] == ["c0", "c1", "c2"]  # with the melanoma
+
+
+def test_settings_for_volumes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"bins: expected none, .* got 5; leave it out; .*of_class: .* got 1"):
+        Dirichlet(hospitals=2, bins=5, of_class=1).assign(pictures(5), nothing, rng())
+    with pytest.raises(
+        ValueError, match=r"by_acquisition .* expected one of natural, iid, dirichlet, skew and by_size"
+    ):
+        ByAcquisition(hospitals=2).assign(pictures(5), nothing, rng())
+    with pytest.raises(ValueError, match=r"class for every case or for none, 1 of 6 have none, for example \['x'\]"):
+        Dirichlet(hospitals=2).assign([*pictures(5), case("x")], nothing, rng())
+    with pytest.raises(ValueError, match=r"with one of iid, dirichlet, skew, by_size, for example"):
+        Natural().assign(pictures(5), nothing, rng())
+
+
+@pytest.mark.parametrize("partition", [Iid(hospitals=3), BySize(hospitals=3)])
+def test_the_others_deal_images_as_they_deal_volumes(partition: Partition) -> None:
+    images = pictures(20, 20)
+    volumes = [replace(case, target=None) for case in images]
+    assert names(partition.assign(images, nothing, rng(), KINDS)) == names(partition.assign(volumes, nothing, rng()))
+
+
+def test_skew_gives_what_was_said_and_shares_the_rest() -> None:
+    """Of 20 melanomas 16 to the north, 2 each to the silent two; of 10 nevi 1 and 9; warts 7 = 3 + 2 + 2."""
+    partition = Skew(shares={"south": {"nevus": 0.9}, "north": {"melanoma": 0.8, "nevus": 0.1}, "west": {"nevus": 0}})
+    hospitals = partition.assign(pictures(20, 10, 7), nothing, rng(), KINDS)
+    assert histograms(hospitals) == {"north": [16, 1, 3], "south": [2, 9, 2], "west": [2, 0, 2]}
+    assert names(partition.assign(pictures(20, 10, 7)[::-1], nothing, rng(), KINDS)) == names(hospitals)
+    assert names(partition.assign(pictures(20, 10, 7), nothing, rng(1), KINDS)) != names(hospitals)
+    assert histograms(partition.assign(pictures(20, 10, 7), nothing, rng(1), KINDS)) == histograms(hospitals)
+
+
+def test_skew_is_built_from_plain_values() -> None:
+    plain = {"shares": {"north": {"melanoma": 0.8, "nevus": 1}, "south": {}}}
+    assert build(PARTITIONS["skew"], plain) == Skew(shares={"north": {"melanoma": 0.8, "nevus": 1.0}, "south": {}})
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({}, "shares: expected at least one hospital"),
+        ({"a": {"nevus": 1.5}}, "shares.a.nevus: expected a fraction from 0 to 1, got 1.5"),
+        ({"a": {"nevus": 0.7}, "b": {"nevus": 0.7}, "c": {}}, "'nevus' with a sum of at most 1, got 1.4"),
+        ({"a": {"nevus": 0.7}, "b": {"nevus": 0.2}}, "'nevus' with a sum of 1, as every hospital names it, got 0.9"),
+    ],
+)
+def test_fractions_that_cannot_be_are_named(shares: dict[str, dict[str, float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Skew(shares=shares)
+
+
+def test_skew_needs_its_classes_and_a_patient_for_everybody() -> None:
+    partition = Skew(shares={"a": {"nevus": 1.0}, "b": {}})
+    with pytest.raises(ValueError, match=r"expected some of the classes \['wart'\], got \['nevus'\] too"):
+        partition.assign(pictures(3), nothing, rng(), ("wart",))
+    with pytest.raises(ValueError, match=r"got none for \['b'\] from 3 patients"):
+        partition.assign(pictures(0, 3), nothing, rng(), KINDS)
+    with pytest.raises(ValueError, match="skew is made of the classes of images"):
+        partition.assign(pool(3), nothing, rng(), KINDS)

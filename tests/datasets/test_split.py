@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from wardround.datasets.contract import Case, Cases, DataError, Federation, Pool
-from wardround.datasets.partition import Iid
+from wardround.datasets.partition import Iid, Skew
 from wardround.datasets.split import Split, split_patients
 from wardround.simulator.randomness import generator
 
@@ -117,6 +117,12 @@ def test_validation_comes_out_of_training_and_leaves_the_tests() -> None:
     found = federation(Split(validation_fraction=0.25), GIVEN).hospitals["a"]
     assert sizes(found) == (6, 2, 2)
     assert names(found.test) == ["a-00", "a-01"]
+
+
+def test_validation_cases_of_the_data_set_stay_where_more_are_drawn() -> None:
+    given = [replace(one, side="validation") if one.name == "a-02" else one for one in GIVEN]
+    drawn = federation(Split(validation_fraction=0.25), given).hospitals["a"]
+    assert (sizes(drawn), "a-02" in names(drawn.validation)) == ((5, 3, 2), True)  # 2 of the 7 that train
 
 
 def test_a_fraction_replaces_the_split_of_the_data_set() -> None:
@@ -242,6 +248,33 @@ def test_a_site_of_one_patient_can_be_left_out() -> None:
     assert found.hospitals == federation(Split(), SITES).hospitals
 
 
+def test_a_site_whose_patients_all_train_elsewhere_cannot_be_left_out() -> None:
+    """Both patients of b train at a; the third of c does not, and is scored."""
+    shared = [case("b", number, patient=f"a-0{number}") for number in (3, 4)]
+    common = Split(test="common", leave_out=("b", "c"))
+    cases = [*GIVEN[:10], *(replace(one, side="train") for one in shared)]
+    with pytest.raises(DataError, match="leave_out: site 'b': all its patients train elsewhere, nothing is left"):
+        federation(common, [*cases, case("c", 0, "train")])
+    found = federation(common, [*cases, case("b", 5, "train"), case("c", 0, "train")])
+    assert {name: names(left) for name, left in found.unseen.items()} == {"b": ["b-05"], "c": ["c-00"]}
+
+
 def test_a_hospital_is_left_out_once() -> None:
     with pytest.raises(ValueError, match=r"leave_out: expected every hospital once, got \['a', 'a'\]"):
         Split(leave_out=("a", "a"))
+
+
+def test_classes_reach_the_partition_and_no_pixel_is_read() -> None:
+    """Three quarters of 8 warts and a quarter of 4 nevi are in the north."""
+    images = [replace(case("x", number), target=number // 8) for number in range(12)]
+    named = Pool(cases=tuple(images), classes=("wart", "nevus"))
+    split = Split(partition=Skew(shares={"north": {"wart": 0.75, "nevus": 0.25}, "south": {}}), test_fraction=0.3)
+
+    def unread(case: Case):
+        raise AssertionError("images have no facts")
+
+    found = split.federation(named, Path("folder"), partial(generator, 0, "split"), unread)
+    north = found.hospitals["north"]
+    assert sizes(north) == (5, 0, 2)
+    assert sorted(case.target for case in (*north.train, *north.test)) == [0] * 6 + [1]
+    assert sum(sizes(found.hospitals["south"])) == 5
