@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..aggregators.contract import Streams
 from ..datasets.augment import Augmentation, AugmentParameters, apply, choose, fixed_variants, of_variants
-from ..datasets.windows import HospitalWindows, epoch_batches, pinned, put
+from ..datasets.examples import Examples
+from ..datasets.windows import epoch_batches, pinned, put
 from .prefetch import ahead
 from .replica import Replica
 
@@ -33,11 +34,11 @@ class Source:
     """What a hospital's batches are cut from. Equal to itself alone.
 
     Args:
-        windows: Its N windows.
+        windows: Its N windows or images.
         variants: Their M fixed forms; none where every epoch draws fresh ones.
     """
 
-    windows: HospitalWindows
+    windows: Examples
     variants: tuple[AugmentParameters, ...] = ()
 
 
@@ -72,7 +73,7 @@ class Batch:
 
     Args:
         hidden: What the frozen start of the encoder made of the windows, (b * D, ...).
-        labels: (b, D, H, W) uint8.
+        labels: (b, D, H, W) uint8; (b, 1) where images have a class each.
         sizes: Per hospital, how many of its windows count; the others only fill the batch. Empty: all count.
     """
 
@@ -105,7 +106,7 @@ class Kept(Protocol):
 
 
 def draws(
-    windows: HospitalWindows, batch_size: int, augment: Augmentation, num_steps: int, rng: Streams, lasting: Streams
+    windows: Examples, batch_size: int, augment: Augmentation, num_steps: int, rng: Streams, lasting: Streams
 ) -> Iterator[Draw]:
     """The ``num_steps`` batches of a phase.
 
@@ -138,7 +139,7 @@ def draws(
             )
 
 
-def in_order(windows: HospitalWindows, batch_size: int) -> Iterator[Draw]:
+def in_order(windows: Examples, batch_size: int) -> Iterator[Draw]:
     """All windows once, in their own order and not augmented, ``batch_size`` at a time."""
     neutral = AugmentParameters.neutral(len(windows))
     source = Source(windows=windows, variants=(neutral,))
@@ -234,7 +235,7 @@ def _made(replica: Replica, missing: Sequence[Draw], slices: Slices) -> list[Bat
 
 
 def cut(draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The augmented windows of a draw on a device: images (b, D, H, W) in [0, 1] and labels (b, D, H, W) uint8."""
+    """The augmented examples of a draw on a device, shaped as :meth:`.Examples.gather` gives them."""
     images, labels = draw.source.windows.gather(draw.index, device)
     return apply(images, labels, draw.parameters)
 

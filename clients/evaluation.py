@@ -87,7 +87,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredVolume:
     """One evaluated volume: what was asked, what was predicted (S, H, W), and its scores by metric name."""
 
     volume: PreparedVolume
@@ -112,6 +112,12 @@ def source_of(volumes: Sequence[PreparedVolume], windows: Windows, replica: Repl
     return Source(windows=cut, variants=(AugmentParameters.neutral(len(cut)),))
 
 
+def windows_of(source: Source) -> HospitalWindows:
+    """The windows of a source that :func:`source_of` made."""
+    assert isinstance(source.windows, HospitalWindows)
+    return source.windows
+
+
 def evaluate(
     workplace: Workplace,
     sources: Sequence[Source],
@@ -119,7 +125,7 @@ def evaluate(
     evaluation: Evaluation,
     *,
     surfaces: bool,
-) -> Iterator[Scored]:
+) -> Iterator[ScoredVolume]:
     """Scores the volumes of all sources, in their order, with the tensors that the replica holds.
 
     Args:
@@ -129,14 +135,14 @@ def evaluate(
         evaluation: Batch size and tolerance.
         surfaces: Whether to compute HD95 and surface Dice too, which takes longer.
     """
-    volumes = [volume for source in sources for volume in source.windows.volumes]
+    volumes = [volume for source in sources for volume in windows_of(source).volumes]
     maps = predictions(workplace.replica, sources, evaluation.batch_size, workplace.kept)
     for volume, prediction in zip(volumes, maps, strict=True):
         truth = volume.truth.numpy()
         scores = _dice_scores(counted(prediction, truth, len(classes)), classes, evaluation.regions)
         if surfaces:
             scores |= _surface_scores(prediction, volume, classes, evaluation.surface_tolerance_mm)
-        yield Scored(volume=volume, prediction=prediction, scores=scores)
+        yield ScoredVolume(volume=volume, prediction=prediction, scores=scores)
 
 
 def predict(replica: Replica, volume: PreparedVolume, windows: Windows, batch_size: int) -> LabelMap:
@@ -172,12 +178,12 @@ def predictions(
 
 def _complete(replica: Replica, sources: Sequence[Source], batch_size: int, kept: Kept | None) -> Iterator[list[_Mean]]:
     """Per batch, the volumes of which it had the last window."""
-    waiting = deque(_Mean(source, number) for source in sources for number in range(len(source.windows.volumes)))
-    depth = sources[0].windows.windows.depth
+    waiting = deque(_Mean(source, number) for source in sources for number in range(len(windows_of(source).volumes)))
+    depth = sources[0].windows.depth
     width = max(1, batch_size // depth)
-    steps = (filled_up(step, replica.width(width)) for step in _steps(sources, width))
+    steps = (filled_up(step, replica.width(width)) for step in in_turn(sources, width))
     for batch in feed(replica, steps, kept):
-        rest = _probabilities(replica, batch)
+        rest = probabilities(replica, batch)
         complete = []
         while len(rest):
             rest = waiting[0].add(rest)
@@ -186,8 +192,8 @@ def _complete(replica: Replica, sources: Sequence[Source], batch_size: int, kept
         yield complete
 
 
-def _steps(sources: Sequence[Source], width: int) -> Iterator[list[Draw]]:
-    """All windows of all sources, ``width`` a batch, which runs on into the next source; the last may be shorter."""
+def in_turn(sources: Sequence[Source], width: int) -> Iterator[list[Draw]]:
+    """All examples of all sources, ``width`` a batch, which runs on into the next source; the last may be shorter."""
     step: list[Draw] = []
     room = width
     for source in sources:
@@ -208,7 +214,7 @@ def _draw(source: Source, index: Tensor) -> Draw:
     return Draw(source=source, index=index, parameters=neutral.select(index), variants=first, size=len(index))
 
 
-def _probabilities(replica: Replica, batch: Batch) -> Tensor:
+def probabilities(replica: Replica, batch: Batch) -> Tensor:
     """(n, D, C+1, h, w) of the windows of a batch that count, in the dtype of trained tensors also under autocast."""
     logits = replica.decode(replica.proceed(*batch.begun))[: sum(batch.sizes) * batch.depth]
     flat = logits.to(replica.dtype).softmax(dim=1)  # (n * D, C+1, h, w)
@@ -224,9 +230,10 @@ class _Mean:
     """
 
     def __init__(self, source: Source, number: int) -> None:
-        self.volume = source.windows.volumes[number]
-        span = source.windows.spans[number]
-        self.table = source.windows.table[span.start : span.stop] - span.start  # (S', D) slices of this volume
+        windows = windows_of(source)
+        self.volume = windows.volumes[number]
+        span = windows.spans[number]
+        self.table = windows.table[span.start : span.stop] - span.start  # (S', D) slices of this volume
         self.counts = _at_their_place(self.table)  # (S', D)
         self.seen = 0
         self.total: Tensor | None = None

@@ -164,7 +164,7 @@ class Features:
             if not self._filled[first[at]]:  # not in the chunk of one before it
                 self._fill(replica, draw.source, places, int(draw.variants[at]), int(draw.index[at]))
         self._found += draw.size
-        depth = draw.source.windows.windows.depth
+        depth = draw.source.windows.depth
         rows = put((first[:, None] + torch.arange(depth)).flatten(), replica.device)  # (b * D,)
         hidden, labels = self._hidden.index_select(0, rows), self._labels.index_select(0, rows)
         return Batch(hidden=hidden.to(self._given), labels=labels.unflatten(0, (-1, depth)))
@@ -287,7 +287,7 @@ def _parts(source: Source) -> Iterator[_Part]:
         rows = _bytes_of(parameters).numpy()
         for key, span in zip(windows.volume_keys(), windows.spans, strict=True):
             form = hashlib.sha256(rows[span.start : span.stop].data).hexdigest()
-            yield _Part(key=text_hash(key, form), variant=variant, span=span, depth=windows.windows.depth)
+            yield _Part(key=text_hash(key, form), variant=variant, span=span, depth=windows.depth)
 
 
 def _bytes_of(parameters: AugmentParameters) -> Tensor:

@@ -105,6 +105,32 @@ def conv_transpose(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -
     return squares.flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 
+def patches(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution whose kernel is its stride: every patch becomes a pixel.
+
+    For K hospitals it is one convolution with K groups of channels.
+
+    Args:
+        inputs: (n, c_in, p * h, p * w), or (K * n, c_in, p * h, p * w) for K hospitals.
+        weight: (c_out, c_in, p, p), or (K, c_out, c_in, p, p).
+        bias: (c_out,), or (K, c_out).
+
+    Returns:
+        (n or K * n, c_out, h, w).
+    """
+    stride = weight.shape[-2:]
+    if weight.ndim == 4 and (bias is None or bias.ndim == 1):
+        return functional.conv2d(inputs, weight, bias, stride=stride)
+    if weight.ndim == 4:
+        assert bias is not None
+        return _channels_shifted(functional.conv2d(inputs, weight, stride=stride), bias)
+    beside = inputs.unflatten(0, (len(weight), -1)).transpose(0, 1).flatten(1, 2)  # (n, K * c_in, p * h, p * w)
+    flat = None if bias is None else bias.expand(len(weight), -1).flatten()
+    outputs = functional.conv2d(beside, weight.flatten(0, 1), flat, stride=stride, groups=len(weight))
+    by_hospital: Tensor = outputs.unflatten(1, (len(weight), -1)).transpose(0, 1)  # (K, n, c_out, h, w)
+    return by_hospital.flatten(0, 1)
+
+
 def conv3d(inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: str | Sequence[int]) -> Tensor:
     """A convolution over volumes with stride 1. For K hospitals it is one convolution with K groups of channels.
 
@@ -175,6 +201,14 @@ class GroupedConvTranspose2d(nn.ConvTranspose2d):
         return conv_transpose(inputs, self.weight, self.bias)
 
 
+class GroupedConv2d(nn.Conv2d):
+    """A convolution whose kernel is its stride, for one hospital or several."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """See :func:`patches`."""
+        return patches(inputs, self.weight, self.bias)
+
+
 class GroupedConv3d(nn.Conv3d):
     """A convolution over volumes with stride 1, for one hospital or several."""
 
@@ -188,6 +222,7 @@ GROUPED: dict[type[nn.Module], type[nn.Module]] = {
     nn.LayerNorm: GroupedLayerNorm,
     SamLayerNorm: GroupedSamLayerNorm,
     nn.ConvTranspose2d: GroupedConvTranspose2d,
+    nn.Conv2d: GroupedConv2d,
     nn.Conv3d: GroupedConv3d,
 }
 """Per class of a layer the one that takes weights of several hospitals as well, and computes the same with one's."""

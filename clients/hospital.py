@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ..aggregators.contract import Download, Fit, HospitalInfo, LocalResult, LocalRule, Phase, Streams, Tensors
-from ..datasets.windows import HospitalWindows
+from ..datasets.examples import Examples
 from .flat import FlatTensors
 from .replica import Replica
 from .stack import Stack
@@ -72,7 +72,7 @@ class Assignment:
         hospital: Which hospital.
         download: What the server broadcast to it.
         memory: What it remembers.
-        windows: Its training windows.
+        windows: Its training windows or images.
         rng: Streams of this hospital and round.
         lasting: Streams of this hospital that are the same in every round and phase.
     """
@@ -80,7 +80,7 @@ class Assignment:
     hospital: HospitalInfo
     download: Download
     memory: Memory
-    windows: HospitalWindows
+    windows: Examples
     rng: Streams
     lasting: Streams
 

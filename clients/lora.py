@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ from ..aggregators.contract import Pair, Streams
 from .grouped import linear
 
 Rows = tuple[int, int] | None
+
+Matrices = Literal["qv", "qkv", "qkvo"]
+"""Projections of an attention, a letter each: queries, keys, values, output."""
+
+Place = tuple[nn.Module, str, Mapping[str, Rows]]
+"""A module, the name of a linear layer of it, and the rows of that layer per adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class LoRA:
         blocks: Adapt only the last so many blocks of the encoder, >= 1; None: all of them. The mask decoder keeps its
             adapters, where the method puts any there. What lies before the first adapter is the same in every round,
             and may be kept (:mod:`~wardround.clients.features`).
+        matrices: Projections of every attention that have an adapter: ``qv``, ``qkv`` or ``qkvo`` (o: the output).
     """
 
     rank: int = 32
@@ -45,6 +52,7 @@ class LoRA:
     power: float = 0.0
     init_b: Literal["zero", "normal"] = "zero"
     blocks: int | None = None
+    matrices: Matrices = "qv"
 
     def __post_init__(self) -> None:
         problems = []
@@ -58,6 +66,8 @@ class LoRA:
             problems.append(f"init_b: expected 'zero' or 'normal', got {self.init_b!r}")
         if self.blocks is not None and self.blocks < 1:
             problems.append(f"blocks: expected at least 1, or null for all, got {self.blocks!r}")
+        if self.matrices not in get_args(Matrices):
+            problems.append(f"matrices: expected one of {', '.join(get_args(Matrices))}, got {self.matrices!r}")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -105,6 +115,11 @@ class Adapter(nn.Module):
             return linear(inner, self.scale[:, None, None] * self.B)
         return self.scale * linear(inner, self.B)
 
+    def product(self, rows: slice = slice(None)) -> Tensor:
+        """``s B A`` itself, or some of its rows: (rows, d_in); (K, rows, d_in) where the factors are stacked."""
+        scale = self.scale[:, None, None] if self.scale.ndim == 1 else self.scale
+        return scale * (self.B[..., rows, :] @ self.A)
+
 
 class AdaptedLinear(nn.Linear):
     """A linear layer with adapters on ranges of its output rows, which must not overlap.
@@ -151,6 +166,27 @@ class LoRALinear(AdaptedLinear):
         for name, (first, last) in self.rows.items():
             self.add_module(name, Adapter(base.in_features, last - first, settings, base.weight.device))
 
+    def pairs(self, prefix: str) -> Iterator[Pair]:
+        """See :class:`HasPairs`."""
+        for adapter, rows in self.rows.items():
+            yield Pair(
+                A=f"{prefix}.{adapter}.A",
+                B=f"{prefix}.{adapter}.B",
+                base=f"{prefix}.weight",
+                rows=None if rows == (0, self.out_features) else rows,
+                alpha=self.settings.alpha,
+                power=self.settings.power,
+            )
+
+
+@runtime_checkable
+class HasPairs(Protocol):
+    """A module with low-rank pairs on a frozen tensor of its own."""
+
+    def pairs(self, prefix: str) -> Iterator[Pair]:
+        """The pairs, in order; ``prefix`` is the name of the module in the model."""
+        ...
+
 
 def adapt(parent: nn.Module, child: str, rows: Mapping[str, Rows], settings: LoRA) -> None:
     """Replaces the linear layer ``parent.child`` by one with adapters. Does nothing where these adapters are there.
@@ -168,21 +204,8 @@ def adapt(parent: nn.Module, child: str, rows: Mapping[str, Rows], settings: LoR
 
 def pairs(model: nn.Module) -> tuple[Pair, ...]:
     """The low-rank pairs of a model, in model order."""
-    return tuple(pair for name, module in model.named_modules() for pair in _pairs_of(name, module))
-
-
-def _pairs_of(name: str, module: nn.Module) -> Iterator[Pair]:
-    if not isinstance(module, LoRALinear):
-        return
-    for adapter, rows in module.rows.items():
-        yield Pair(
-            A=f"{name}.{adapter}.A",
-            B=f"{name}.{adapter}.B",
-            base=f"{name}.weight",
-            rows=None if rows == (0, module.out_features) else rows,
-            alpha=module.settings.alpha,
-            power=module.settings.power,
-        )
+    modules = ((name, module) for name, module in model.named_modules() if isinstance(module, HasPairs))
+    return tuple(pair for name, module in modules for pair in module.pairs(name))
 
 
 def set_rank(model: nn.Module, rank: int) -> None:
@@ -194,7 +217,7 @@ def set_rank(model: nn.Module, rank: int) -> None:
 
 @torch.no_grad()
 def initialise_adapters(model: nn.Module, rng: Streams) -> None:
-    """Draws the initial adapters in place.
+    """Draws the initial adapters of linear layers in place.
 
     ``A ~ N(0, 1 / (3 d_in))``, one row after the other, so that rank 4 is the first four rows of rank 32. B is zero, or
     with ``init_b: normal`` ``B ~ N(0, 1 / (3 R))``, one column after the other. The papers give no deviation; these are
@@ -204,12 +227,20 @@ def initialise_adapters(model: nn.Module, rng: Streams) -> None:
         model: With adapters.
         rng: Streams; the adapter tensor called ``name`` is drawn from ``rng(name)``.
     """
-    for prefix, module in model.named_modules():
-        if isinstance(module, Adapter):
-            module.A.copy_(normal_rows(module.A, rng(f"{prefix}.A")) / math.sqrt(3 * module.A.shape[1]))
-            module.B.zero_()
-            if module.settings.init_b == "normal":
-                module.B.copy_(normal_rows(module.B.T, rng(f"{prefix}.B")).T / math.sqrt(3 * module.B.shape[1]))
+    for prefix, layer in model.named_modules():
+        if isinstance(layer, LoRALinear):
+            for name in layer.rows:
+                adapter = layer.get_submodule(name)
+                assert isinstance(adapter, Adapter)
+                _draw(adapter, f"{prefix}.{name}", rng)
+
+
+def _draw(adapter: Adapter, name: str, rng: Streams) -> None:
+    A, B = adapter.A, adapter.B
+    A.copy_(normal_rows(A, rng(f"{name}.A")) / math.sqrt(3 * A.shape[1]))
+    B.zero_()
+    if adapter.settings.init_b == "normal":
+        B.copy_(normal_rows(B.T, rng(f"{name}.B")).T / math.sqrt(3 * B.shape[1]))
 
 
 def normal_rows(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,13 +1,45 @@
-"""The training loss of FLAP-SAM."""
+"""What a loss is, and the one of FLAP-SAM; those of classification are in :mod:`.class_losses`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from monai.losses.dice import DiceLoss
 from torch import Tensor
+
+from ..datasets.contract import Task
+
+
+class Loss(Protocol):
+    """A training loss: a frozen dataclass, a function of logits and labels alone."""
+
+    task: ClassVar[Task]
+    """What it is for."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the images of a batch.
+
+        Args:
+            logits: (B, C+1, h, w), or (B, C) where images have a class each.
+            labels: (B, H, W), or (B,).
+
+        Returns:
+            A scalar.
+        """
+        ...
+
+    def at(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """The labels as they are compared with logits of this shape. After it a call can be mapped over hospitals."""
+        ...
+
+    def fitted(self, counts: Sequence[int]) -> Self:
+        """The loss for a federation with so many training images of each class; itself where that does not matter."""
+        ...
 
 
 @cache
@@ -44,3 +76,22 @@ def at_size(labels: Tensor, size: tuple[int, ...]) -> Tensor:
         return labels
     resized = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0]
     return resized.to(labels.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationLoss:
+    """The loss of FLAP-SAM: :func:`segmentation_loss`."""
+
+    task: ClassVar[Task] = "segmentation"
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See :func:`segmentation_loss`."""
+        return segmentation_loss(logits, labels)
+
+    def at(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Labels (B, H, W) at the resolution of logits (..., h, w)."""
+        return at_size(labels, logits.shape[-2:])
+
+    def fitted(self, counts: Sequence[int]) -> Self:
+        """Itself."""
+        return self

@@ -10,7 +10,7 @@ What trains is found through modules (their place in the network, their class), 
 | attention_code  | encoder attention, decoder attention, head (as the released code has it)       |
 | decoder         | the mask decoder                                                               |
 | partial_decoder | head: upscaler, hypernetworks, mask tokens                                     |
-| lora            | LoRA on q and v of every attention of encoder and decoder                      |
+| lora            | LoRA on every attention of encoder and decoder                                 |
 | lora_decoder    | LoRA and the mask decoder                                                      |
 | flap_sam        | LoRA and head                                                                  |
 | lora_sb         | an r x r matrix between frozen factors where LoRA sits, and head               |
@@ -22,7 +22,8 @@ What trains is found through modules (their place in the network, their class), 
 | ma_sam          | slice adapters in the encoder, the mask decoder                                |
 +-----------------+--------------------------------------------------------------------------------+
 
-The Gaussian matrix of the positional encoding is fixed: a buffer, which no method trains.
+Those above are SAM's. ``full``, ``attention`` and ``lora`` serve the Vision Transformer as well, whose other methods
+are in :mod:`.vit_methods`. The Gaussian matrix of the positional encoding is fixed: a buffer, which no method trains.
 
 Source: arXiv 2407.21739 (FLAP-SAM), Fig. 1 and released code; arXiv 2304.13785 (SAMed) and arXiv 2309.08842 (MA-SAM)
 with theirs.
@@ -31,113 +32,58 @@ with theirs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import ClassVar, Literal, get_args
 
-from torch import nn
-from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention, SamVisionEncoder
-
-from ..aggregators.contract import Kind, Layout, Part, Streams
-from .lora import Adapter, LoRA, Rows, adapt, initialise_adapters, pairs
-from .lora_sb import Core, Init, adapt_core, cores, initialise_cores
+from ..aggregators.contract import Layout, Streams
+from .common_methods import Attention, Full, LoraOnly
+from .contract import Dense, LowRank, Method
+from .layout import adapt_attention, layout
+from .lora import LoRA, adapt
+from .lora_sb import Init, adapt_core, cores, initialise_cores
 from .sam import SamNet
 from .slice_adapter import adapt_slices, initialise_slice_adapters, slice_adapters
-
-
-class Method(Protocol):
-    """Which tensors of a model may train: a frozen dataclass with two methods."""
-
-    def attach(self, model: SamNet) -> Layout:
-        """Puts adapters into a freshly built model (which may be on the meta device) and says what may train.
-
-        No parameter's ``requires_grad`` is touched. A second call changes nothing and returns the same layout.
-        """
-        ...
-
-    def initialise(self, model: SamNet, rng: Streams) -> None:
-        """Fills the attached adapters with their initial values, each from the stream of its own name."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dense:
-    """What methods without adapters share: nothing to initialise."""
-
-    def initialise(self, model: SamNet, rng: Streams) -> None:
-        """Does nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LowRank:
-    """What methods with LoRA share: their settings and their initial adapters.
-
-    Args:
-        lora: Settings of the adapters.
-    """
-
-    lora: LoRA = field(default_factory=LoRA)
-
-    def initialise(self, model: SamNet, rng: Streams) -> None:
-        """Draws A (and B, where it does not start at zero)."""
-        initialise_adapters(model, rng)
-
-
-class Full(Dense):
-    """Trains everything: encoder, prompt encoder, decoder."""
-
-    def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
-        return layout(model, dense=[model])
-
-
-class Attention(Dense):
-    """Trains the encoder's attention (qkv, proj, relative positions) and the whole transformer of the decoder."""
-
-    def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
-        return layout(model, dense=[*encoder_attention(model), model.mask_decoder.transformer])
+from .vit_methods import Bias, BottleneckAdapter, Dvpt, LinearProbe, LoraVpt, Sba, UnionOf, VptDeep, VptShallow
 
 
 class AttentionCode(Dense):
     """Trains what the released code of FLAP-SAM calls attention: all attention modules, and the head."""
 
+    models: ClassVar[tuple[str, ...]] = ("sam",)
+
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
-        dense = [*encoder_attention(model), *decoder_attention(model), *model.mask_decoder.head()]
+        """See :class:`.Method`."""
+        dense = [*model.encoder_attention(), *model.decoder_attention(), *model.mask_decoder.head()]
         return layout(model, dense=dense)
 
 
 class Decoder(Dense):
     """Trains the whole mask decoder; the IoU token and head count."""
 
+    models: ClassVar[tuple[str, ...]] = ("sam",)
+
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
+        """See :class:`.Method`."""
         return layout(model, dense=[model.mask_decoder])
 
 
 class PartialDecoder(Dense):
     """Trains the head: upscaler, hypernetworks, mask tokens."""
 
+    models: ClassVar[tuple[str, ...]] = ("sam",)
+
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
+        """See :class:`.Method`."""
         return layout(model, dense=model.mask_decoder.head())
-
-
-class LoraOnly(LowRank):
-    """Trains LoRA on q and v of every attention of encoder and decoder, and nothing else."""
-
-    def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
-        adapt_attention(model, self.lora)
-        return layout(model, dense=[])
 
 
 class LoraDecoder(LowRank):
     """Trains LoRA and the whole mask decoder, adapted weights included: the paper's row "SAMed"."""
 
+    models: ClassVar[tuple[str, ...]] = ("sam",)
+
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
+        """See :class:`.Method`."""
         adapt_attention(model, self.lora)
         return layout(model, dense=[model.mask_decoder])
 
@@ -145,8 +91,10 @@ class LoraDecoder(LowRank):
 class FlapSam(LowRank):
     """Trains LoRA and the head: FLAP-SAM."""
 
+    models: ClassVar[tuple[str, ...]] = ("sam",)
+
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
+        """See :class:`.Method`."""
         adapt_attention(model, self.lora)
         return layout(model, dense=model.mask_decoder.head())
 
@@ -176,6 +124,8 @@ class LoraSb:
     upload), is not done, both starts are ours; and the head of the mask decoder trains beside R.
     """
 
+    models: ClassVar[tuple[str, ...]] = ("sam",)
+
     rank: int = 64
     scale: float = 1.0
     init: Init = "orthonormal"
@@ -195,8 +145,8 @@ class LoraSb:
             raise ValueError("; ".join(problems))
 
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
-        for parent, child, rows in [*encoder_places(model), *decoder_places(model)]:
+        """See :class:`.Method`."""
+        for parent, child, rows in model.places("qv"):
             adapt_core(parent, child, rows, self.rank, self.scale)
         head = model.mask_decoder.head() if self.head == "trained" else ()
         return layout(model, dense=[*cores(model), *head])
@@ -230,11 +180,14 @@ class Samed(LowRank):
     Source: Zhang and Liu 2023, arXiv 2304.13785, and its released code.
     """
 
+    models: ClassVar[tuple[str, ...]] = ("sam",)
+
     lora: SamedLoRA = field(default_factory=SamedLoRA)
 
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
-        adapt_encoder(model, self.lora)
+        """See :class:`.Method`."""
+        for parent, child, rows in model.encoder_places(self.lora.matrices, self.lora.blocks):
+            adapt(parent, child, rows, self.lora)
         return layout(model, dense=[model.prompt_encoder, model.mask_decoder])
 
 
@@ -249,7 +202,7 @@ class SamedS(Samed):
     """
 
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
+        """See :class:`.Method`."""
         adapt_attention(model, self.lora)
         decoder = model.mask_decoder
         rest = [decoder.iou_token, decoder.iou_prediction_head, *decoder.head()]
@@ -276,6 +229,8 @@ class MaSam:
     frozen; the adapters' last layer starts at zero.
     """
 
+    models: ClassVar[tuple[str, ...]] = ("sam",)
+
     width: int = 384
 
     def __post_init__(self) -> None:
@@ -283,7 +238,7 @@ class MaSam:
             raise ValueError(f"width: expected at least 1, got {self.width!r}")
 
     def attach(self, model: SamNet) -> Layout:
-        """See :class:`Method`."""
+        """See :class:`.Method`."""
         adapt_slices(model.vision_encoder, self.width)
         return layout(model, dense=[*slice_adapters(model), model.mask_decoder])
 
@@ -305,117 +260,43 @@ METHODS: dict[str, type[Method]] = {
     "samed": Samed,
     "samed_s": SamedS,
     "ma_sam": MaSam,
+    "linear": LinearProbe,
+    "bias": Bias,
+    "sba": Sba,
+    "vpt_shallow": VptShallow,
+    "vpt_deep": VptDeep,
+    "dvpt": Dvpt,
+    "lora_vpt": LoraVpt,
+    "adapter": BottleneckAdapter,
+    "union": UnionOf,
 }
+"""All methods by name; which models each suits is its ``models``."""
 
-
-def encoder_attention(model: SamNet) -> list[SamVisionAttention]:
-    """The attention modules of the image encoder, in model order."""
-    return [module for module in model.vision_encoder.modules() if isinstance(module, SamVisionAttention)]
-
-
-def decoder_attention(model: SamNet) -> list[SamAttention]:
-    """The attention modules of the mask decoder (7 in SAM), in model order."""
-    return [module for module in model.mask_decoder.modules() if isinstance(module, SamAttention)]
-
-
-Place = tuple[nn.Module, str, Mapping[str, Rows]]
-"""A module, the name of a linear layer of it, and the rows of that layer per adapter."""
-
-
-def encoder_places(model: SamNet, blocks: int | None = None) -> Iterator[Place]:
-    """The q and v, which are rows of one fused projection [q | k | v], of the encoder's last blocks; None: of all."""
-    for attention in encoder_attention(model)[-blocks if blocks else None :]:
-        width = attention.qkv.in_features
-        yield attention, "qkv", {"lora_q": (0, width), "lora_v": (2 * width, 3 * width)}
-
-
-def decoder_places(model: SamNet) -> Iterator[Place]:
-    """The decoder's q and v, which have a projection each."""
-    for attention in decoder_attention(model):
-        yield attention, "q_proj", {"lora": None}
-        yield attention, "v_proj", {"lora": None}
-
-
-def adapt_attention(model: SamNet, settings: LoRA) -> None:
-    """Puts LoRA on q and v of every attention module of encoder and decoder."""
-    adapt_encoder(model, settings)
-    adapt_decoder(model, settings)
-
-
-def adapt_encoder(model: SamNet, settings: LoRA) -> None:
-    """Puts LoRA on the encoder's q and v, in its last blocks where the settings say so.
-
-    Raises:
-        ValueError: the encoder has fewer blocks.
-    """
-    there = len(encoder_attention(model))
-    if settings.blocks is not None and settings.blocks > there:
-        raise ValueError(
-            f"method.lora.blocks: expected at most the {there} blocks of the model's encoder, got {settings.blocks!r}"
-        )
-    for parent, child, rows in encoder_places(model, settings.blocks):
-        adapt(parent, child, rows, settings)
-
-
-def adapt_decoder(model: SamNet, settings: LoRA) -> None:
-    """Puts LoRA on the decoder's q and v."""
-    for parent, child, rows in decoder_places(model):
-        adapt(parent, child, rows, settings)
-
-
-def layout(model: SamNet, dense: Iterable[nn.Module]) -> Layout:
-    """The layout of a model's adapters and of all other parameters below some modules.
-
-    Args:
-        model: With its adapters.
-        dense: Modules whose parameters train.
-    """
-    adapters = [module for module in model.modules() if isinstance(module, Adapter)]
-    trained = _ids(dense) - _ids(adapters)
-    low_rank = pairs(model)
-    chosen = tuple(name for name, parameter in model.named_parameters() if id(parameter) in trained)
-    names = {*chosen, *(name for pair in low_rank for name in (pair.A, pair.B))}
-    parts = _parts(model)
-    return Layout(
-        pairs=low_rank,
-        dense=chosen,
-        part={name: parts[id(tensor)] for name, tensor in model.named_parameters() if name in names},
-        kind={name: kind for name, kind in _kinds(model) if name in names},
-    )
-
-
-def _ids(modules: Iterable[nn.Module]) -> set[int]:
-    return {id(parameter) for module in modules for parameter in module.parameters()}
-
-
-def _parts(model: SamNet) -> dict[int, Part]:
-    """Part per parameter identity; the head, which lies within the decoder, comes last and wins."""
-    parts: tuple[tuple[Part, tuple[nn.Module, ...]], ...] = (
-        ("encoder", (model.vision_encoder,)),
-        ("prompt_encoder", (model.prompt_encoder,)),
-        ("decoder", (model.mask_decoder,)),
-        ("head", model.mask_decoder.head()),
-    )
-    return {key: part for part, modules in parts for key in _ids(modules)}
-
-
-def _kinds(model: nn.Module) -> Iterator[tuple[str, Kind]]:
-    """Role of every parameter by name."""
-    for prefix, module in model.named_modules():
-        for short, _ in module.named_parameters(recurse=False):
-            yield f"{prefix}.{short}", _kind(module, short)
-
-
-def _kind(module: nn.Module, short: str) -> Kind:
-    """Role of a parameter from the class of the module that owns it."""
-    if isinstance(module, Adapter):
-        return "lora_A" if short == "A" else "lora_B"
-    if isinstance(module, Core):
-        return "core"
-    if isinstance(module, nn.LayerNorm):
-        return "norm"
-    if isinstance(module, nn.Embedding):
-        return "token"
-    if isinstance(module, SamVisionAttention | SamVisionEncoder):
-        return "position"
-    return "bias" if short == "bias" else "weight"
+__all__ = [
+    "METHODS",
+    "Attention",
+    "AttentionCode",
+    "Bias",
+    "BottleneckAdapter",
+    "Decoder",
+    "Dense",
+    "Dvpt",
+    "FlapSam",
+    "Full",
+    "LinearProbe",
+    "LoraDecoder",
+    "LoraOnly",
+    "LoraSb",
+    "LoraVpt",
+    "LowRank",
+    "MaSam",
+    "Method",
+    "PartialDecoder",
+    "Samed",
+    "SamedLoRA",
+    "SamedS",
+    "Sba",
+    "UnionOf",
+    "VptDeep",
+    "VptShallow",
+]

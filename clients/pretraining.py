@@ -216,15 +216,33 @@ SHAPES: tuple[Shape, ...] = (polygons, strokes, blobs, bars)
 
 def region_map(batch: int, size: int, rng: torch.Generator) -> Tensor:
     """Voronoi cells with random shapes painted over them: (B, S, S) integers in [0, REGIONS)."""
+    return paint(batch, size, CELLS, LAYERS, rng)[0]
+
+
+def paint(batch: int, size: int, cells: int, layers: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Voronoi cells with random shapes painted over them.
+
+    Args:
+        batch: B.
+        size: S.
+        cells: Voronoi cells of an image.
+        layers: Shapes painted over them.
+        rng: Draws everything.
+
+    Returns:
+        Regions (B, S, S), integers in [0, cells + layers): the cells come first. And which of SHAPES each layer is,
+        (B, layers).
+    """
     x, y = warped_grid(batch, size, rng)
-    regions = voronoi(x, y, CELLS, rng)
-    slots = torch.randperm(batch * LAYERS, generator=rng)  # which layer of which image each shape becomes
-    parts = [part // LAYERS for part in slots.tensor_split(len(SHAPES))]
+    regions = voronoi(x, y, cells, rng)
+    slots = torch.randperm(batch * layers, generator=rng)  # which layer of which image each shape becomes
+    parts = [part // layers for part in slots.tensor_split(len(SHAPES))]
     masks = torch.cat([shape(x[part], y[part], rng) for shape, part in zip(SHAPES, parts, strict=True)])
-    layers = masks[slots.argsort()].unflatten(0, (batch, LAYERS))  # (B, L, S, S)
-    for index in range(LAYERS):
-        regions = torch.where(layers[:, index], CELLS + index, regions)
-    return regions
+    kinds = torch.arange(len(SHAPES)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+    order = slots.argsort().unflatten(0, (batch, layers))
+    for index in range(layers):
+        regions = torch.where(masks[order[:, index]], cells + index, regions)
+    return regions, kinds[order]
 
 
 def lookup(table: Tensor, regions: Tensor) -> Tensor:

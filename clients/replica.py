@@ -20,7 +20,7 @@ from torch.func import functional_call
 from ..aggregators.contract import Layout, Tensors
 from .compiled import Backend, compiled
 from .lora import set_rank
-from .sam import SamNet
+from .network import Network
 
 Precision = Literal["fp32", "bf16", "fp64"]
 Through = Callable[[Tensor, int, range], Tensor]
@@ -42,7 +42,7 @@ class Replica:
 
     def __init__(
         self,
-        model: SamNet,
+        model: Network,
         layout: Layout,
         *,
         device: torch.device | str = "cpu",
@@ -179,10 +179,11 @@ class Replica:
 
     @property
     def prefix_hash(self) -> str:
-        """SHA-256 of the weights of the frozen start (:meth:`begin`) as they are now."""
+        """SHA-256 of all tensors that the frozen start (:meth:`begin`) depends on, as they are now."""
         if self._prefix_hash is None:
             digest = hashlib.sha256()
-            for name, weight in self._prefix_weights().items():
+            buffers = {f"buffer {number}": value for number, value in enumerate(self.model.stage_buffers())}
+            for name, weight in {**self._prefix_weights(), **buffers}.items():
                 digest.update(f"{name}/{weight.dtype}/{tuple(weight.shape)}".encode())
                 digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
             self._prefix_hash = digest.hexdigest()
@@ -270,7 +271,7 @@ class Replica:
         return self.model.mixes_slices
 
     def logits(self, images: Tensor) -> Tensor:
-        """(b, D, H, W) windows in [0, 1] -> (b * D, C+1, h, w) mask logits, slice by slice."""
+        """Windows (b, D, H, W) -> (b * D, C+1, h, w) mask logits, slice by slice; images (b, 1, 3, H, W) -> (b, C)."""
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -282,11 +283,12 @@ class Replica:
         """(b, D, H, W) windows -> (b * D, ...): what the frozen start of the encoder makes of them, without gradient.
 
         The frozen start are the first ``prefix`` stages of the encoder, in which nothing may train. It is the same for
-        every hospital and round, and may be kept (:mod:`.features`).
+        every hospital and round, and may be kept (:mod:`.features`). Images (b, 1, 3, H, W) have three colours.
         """
+        depth = images.shape[1]
         with self.autocast():
-            flat = self.place(images.flatten(0, 1)[:, None])  # (b * D, 1, H, W)
-            return self._through(flat, images.shape[1], range(self.prefix))
+            flat = images.flatten(0, 1)  # (b * D, H, W) or (b, 3, H, W)
+            return self._through(self.place(flat if flat.ndim == 4 else flat[:, None]), depth, range(self.prefix))
 
     def proceed(self, hidden: Tensor, depth: int) -> Tensor:
         """What :meth:`begin` gave for windows of ``depth`` slices -> (b * D, width, g, g) image embeddings."""
@@ -321,7 +323,7 @@ class Part(nn.Module):
         run: One of its methods.
     """
 
-    def __init__(self, model: SamNet, run: Callable[..., Tensor]) -> None:
+    def __init__(self, model: Network, run: Callable[..., Tensor]) -> None:
         super().__init__()
         self.model = model
         self.run = run

@@ -13,27 +13,32 @@ Source: Kirillov et al. 2023 (SAM); arXiv 2407.21739 (FLAP-SAM: C + 1 maps, 16x 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 from transformers.models.sam.modeling_sam import (
+    SamAttention,
     SamFeedForward,
     SamLayerNorm,
     SamMaskDecoder,
     SamPromptEncoder,
+    SamVisionAttention,
     SamVisionEncoder,
     SamVisionSdpaAttention,
 )
 
-from ..aggregators.contract import Streams, Tensors
+from ..aggregators.contract import Part, Streams, Tensors
+from ..datasets.contract import Task
 from . import sam_weights
 from .grouped import per_image, together
+from .lora import Matrices, Place
+from .network import Network, last_blocks
 from .slice_adapter import SliceLayer
 
 Upscaler = Literal["full", "sam"]
@@ -198,8 +203,8 @@ class MaskDecoder(SamMaskDecoder):
         return (*self.upscaler(), self.output_hypernetworks_mlps, self.mask_tokens)
 
 
-class SamNet(nn.Module):
-    """SAM without prompts. Frozen when built: a method decides what may train.
+class SamNet(Network):
+    """SAM without prompts: logits (B, C + 1, h, w) of images. Frozen when built: a method decides what may train.
 
     Args:
         size: Dimensions.
@@ -227,38 +232,20 @@ class SamNet(nn.Module):
         """Whether an image is segmented in the light of the other slices of its window."""
         return any(isinstance(layer, SliceLayer) for layer in self.vision_encoder.layers)
 
-    def forward(self, images: Tensor, depth: int = 1) -> Tensor:
-        """Logits (B, C + 1, h, w) of images (B, 3, H, W) or (B, 1, H, W)."""
-        return self.decode(self.encode(images, depth))
-
-    def encode(self, images: Tensor, depth: int = 1) -> Tensor:
-        """The embedding (B, D, g, g) of images (B, 3, H, W); one channel is repeated to three.
-
-        Args:
-            images: B = windows * depth slices, window after window.
-            depth: Slices of a window; without slice adapters every image stands alone, whatever it is.
-        """
-        return self.through(images, depth, range(self.num_stages))
-
     @property
     def num_stages(self) -> int:
         """Stages of the image encoder: patches with their positions, every block, neck."""
         return len(self.vision_encoder.layers) + 2
 
-    def through(self, hidden: Tensor, depth: int, stages: range) -> Tensor:
-        """What some stages of the encoder, in order, make of what the stage before them gave.
+    def stage(self, number: int, hidden: Tensor, depth: int) -> Tensor:
+        """What one stage of the encoder makes of what the one before it gave.
 
         Args:
+            number: Which.
             hidden: (B, 3, H, W) or (B, 1, H, W) images before stage 0, (B, g, g, width) before the others; the last
                 gives the embedding (B, D, g, g).
             depth: Slices of a window.
-            stages: Which stages; none: ``hidden`` as it is.
         """
-        for number in stages:
-            hidden = self._stage(number, hidden, depth)
-        return hidden
-
-    def _stage(self, number: int, hidden: Tensor, depth: int) -> Tensor:
         encoder = self.vision_encoder
         if number == 0:
             patches: Tensor = encoder.patch_embed(hidden.expand(-1, 3, -1, -1)) + encoder.pos_embed
@@ -266,12 +253,6 @@ class SamNet(nn.Module):
         module = encoder.neck if number == self.num_stages - 1 else encoder.layers[number - 1]
         out: Tensor = module(hidden, depth) if isinstance(module, SliceLayer) else module(hidden)
         return out
-
-    def frozen_stages(self, trained: Collection[str]) -> int:
-        """How many stages of the encoder, from the first on, hold none of the parameters of these names."""
-        named = {id(parameter) for name, parameter in self.named_parameters() if name in trained}
-        trains = [any(id(parameter) in named for parameter in stage) for stage in self.stage_parameters()]
-        return trains.index(True) if any(trains) else len(trains)
 
     def stage_parameters(self) -> list[list[nn.Parameter]]:
         """The parameters of every stage of the encoder, in order."""
@@ -291,9 +272,47 @@ class SamNet(nn.Module):
         """The mean (B, D) of an embedding (B, D, g, g) over the grid."""
         return embedding.mean(dim=(2, 3))
 
-    def features(self, images: Tensor, depth: int = 1) -> Tensor:
-        """The pooled embedding (B, D) of images."""
-        return self.pool(self.encode(images, depth))
+    def parts(self) -> tuple[tuple[Part, tuple[nn.Module, ...]], ...]:
+        """See :meth:`.Network.parts`; the head lies within the decoder."""
+        return (
+            ("encoder", (self.vision_encoder,)),
+            ("prompt_encoder", (self.prompt_encoder,)),
+            ("decoder", (self.mask_decoder,)),
+            ("head", self.mask_decoder.head()),
+        )
+
+    def encoder_attention(self) -> list[SamVisionAttention]:
+        """The attention modules of the image encoder, one per block, in model order."""
+        return [module for module in self.vision_encoder.modules() if isinstance(module, SamVisionAttention)]
+
+    def decoder_attention(self) -> list[SamAttention]:
+        """The attention modules of the mask decoder (7 in SAM), in model order."""
+        return [module for module in self.mask_decoder.modules() if isinstance(module, SamAttention)]
+
+    def attention(self) -> tuple[nn.Module, ...]:
+        """The encoder's attention (qkv, proj, relative positions) and the whole transformer of the decoder."""
+        return (*self.encoder_attention(), self.mask_decoder.transformer)
+
+    def places(self, matrices: Matrices, blocks: int | None = None) -> Iterator[Place]:
+        """See :meth:`.Network.places`; those of the decoder are there whatever ``blocks`` is."""
+        yield from self.encoder_places(matrices, blocks)
+        yield from self.decoder_places(matrices)
+
+    def encoder_places(self, matrices: Matrices, blocks: int | None = None) -> Iterator[Place]:
+        """Rows of the encoder's fused projections [q | k | v], and its output projections."""
+        for attention in last_blocks(self.encoder_attention(), blocks):
+            width = attention.qkv.in_features
+            spans = {word: (n * width, (n + 1) * width) for n, word in enumerate("qkv")}
+            yield attention, "qkv", {f"lora_{word}": spans[word] for word in matrices if word in spans}
+            if "o" in matrices:
+                yield attention, "proj", {"lora": None}
+
+    def decoder_places(self, matrices: Matrices) -> Iterator[Place]:
+        """The decoder's projections, which have a layer each."""
+        layers = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+        for attention in self.decoder_attention():
+            for word in matrices:
+                yield attention, layers[word], {"lora": None}
 
     def unused(self) -> tuple[nn.Module, ...]:
         """Modules that a promptless forward pass never touches; their parameters count and travel all the same."""
@@ -317,13 +336,18 @@ class Sam:
         weights: ``random``, ``sam-mini`` (packaged), or the path of an official ``.pth``, of a Hugging Face directory,
             or of a ``.safetensors`` file.
         heads: Mask tokens, hypernetworks and IoU head: ``new`` ones, or those of the ``checkpoint``.
+        pretrained_on: Names of the data sets that the weights have seen. A run whose data set has images in common with
+            one of them is refused.
     """
+
+    task: ClassVar[Task] = "segmentation"
 
     size: str = "mini"
     image_size: int = 64
     upscaler: Upscaler = "full"
     weights: str = "random"
     heads: Literal["new", "checkpoint"] = "new"
+    pretrained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -342,6 +366,15 @@ class Sam:
             problems.append("heads: expected 'new', as random weights have no checkpoint, got 'checkpoint'")
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, in pixels."""
+        return SIZES[self.size].patch
+
+    def untrained(self) -> Self:
+        """The same model with random weights."""
+        return replace(self, weights="random", heads="new", pretrained_on=())
 
     def pretrained(self, num_classes: int) -> Tensors:
         """The tensors of the network that its weights give a value, by name, on the CPU, fp32; none for ``random``.

@@ -8,21 +8,19 @@ Source: names of facebookresearch/segment-anything; resizing as in arXiv 2407.21
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import SamVisionConfig
 
 from ..aggregators.contract import Tensors
-from ..datasets.fingerprints import file_hash
+from . import weight_files
+from .weight_files import listed, misshapen
 
 if TYPE_CHECKING:
     from .sam import SamNet, SamSize
@@ -100,29 +98,23 @@ def load(
     resized = {name: _resized(name, tensor, net) for name, tensor in tensors.items() if name in shapes}
     taken = {name: tensor for name, tensor in resized.items() if heads == "checkpoint" or not name.startswith(HEADS)}
     problems = (
-        *_listed("missing", (n for n in shapes if n not in tensors and not n.startswith(optional))),
-        *_listed("unexpected", (n for n in tensors if n not in shapes and not n.startswith(optional))),
-        *_listed("wrong shape", _misshapen(taken, shapes)),
-        *_listed("not finite", (n for n, tensor in taken.items() if not tensor.isfinite().all())),
+        *listed("missing", (n for n in shapes if n not in tensors and not n.startswith(optional))),
+        *listed("unexpected", (n for n in tensors if n not in shapes and not n.startswith(optional))),
+        *listed("wrong shape", misshapen(taken, shapes)),
+        *listed("not finite", (n for n, tensor in taken.items() if not tensor.isfinite().all())),
     )
     if problems:
         raise ValueError(f"{where}: expected the tensors of this SAM; {'; '.join(problems)}")
     return taken
 
 
-def read(weights: str) -> dict[str, Tensor]:
+def read(weights: str) -> Tensors:
     """All tensors of a weights file or directory, in the file's own names.
 
     Raises:
         ValueError: absent or damaged.
     """
-    files = _files(weights)
-    if weights in PACKAGED:
-        _check_packaged(weights, files[0])
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= _read_file(file)
-    return tensors
+    return weight_files.read(weights, PACKAGED, _read_file)
 
 
 def digest(weights: str) -> str:
@@ -133,61 +125,16 @@ def digest(weights: str) -> str:
     Raises:
         ValueError: absent, or the cache cannot be written.
     """
-    digests = [file_hash(file) for file in _files(weights)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return weight_files.digest(weight_files.find(weights, PACKAGED))
 
 
-def _files(weights: str) -> list[Path]:
-    """The files that hold the tensors, sorted by name."""
-    if weights in PACKAGED:
-        return [Path(__file__).parent / "assets" / f"{weights}.safetensors"]
-    path = Path(weights).expanduser()
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        known = ", ".join(repr(name) for name in ("random", *PACKAGED))
-        raise ValueError(
-            f"weights {weights!r}: expected {known} or the path of a file or directory; there is none here"
-        )
-    return _directory_files(path)
-
-
-def _directory_files(path: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face directory, whole or in shards."""
-    index = path / "model.safetensors.index.json"
-    shards = _read_json(index).get("weight_map", {}).values() if index.is_file() else ["model.safetensors"]
-    names = sorted(set(shards))
-    absent = [name for name in names if not (path / name).is_file()]
-    if absent or not names:
-        found = sorted(entry.name for entry in path.iterdir())
-        raise ValueError(
-            f"weights {str(path)!r}: expected {', '.join(names) or 'shards'} in the directory, got {found!r}"
-        )
-    return [path / name for name in names]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_file(file: Path) -> Tensors:
+    if file.suffix == ".safetensors":
+        return weight_files.read_safetensors(file)
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{str(file)!r}: expected JSON, got a damaged file ({error})") from error
-    return content
-
-
-def _check_packaged(name: str, file: Path) -> None:
-    expected = json.loads(file.with_suffix(".json").read_text())["sha256"]
-    if file_hash(file) != expected:
-        raise ValueError(f"weights {name!r}: {file.name} is not the file of this release; install the package again")
-
-
-def _read_file(file: Path) -> dict[str, Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"weights {str(file)!r}: expected a file of tensors, cannot read it ({reason})") from error
+        raise weight_files.unreadable(file, error) from error
     return _unwrapped(content, file)
 
 
@@ -242,7 +189,7 @@ def _check_config(weights: str, size: SamSize) -> None:
     file = Path(weights).expanduser() / "config.json"
     if weights in PACKAGED or not file.is_file():
         return
-    content = _read_json(file)
+    content = weight_files.read_json(file)
     if content.get("model_type", "sam") != "sam":
         raise ValueError(f"{str(file)!r}: expected model_type 'sam', got {content['model_type']!r}")
     vision = SamVisionConfig.from_dict(content.get("vision_config", {}))
@@ -291,16 +238,3 @@ def resize_table(table: Tensor, length: int) -> Tensor:
     if len(table) == length:
         return table
     return interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
-
-
-def _misshapen(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    return [
-        f"{name} (expected {shapes[name]}, got {tuple(tensor.shape)})"
-        for name, tensor in tensors.items()
-        if tuple(tensor.shape) != shapes[name]
-    ]
-
-
-def _listed(what: str, names: Iterable[str]) -> tuple[str, ...]:
-    names = list(names)
-    return (f"{what} ({len(names)}): {', '.join(names)}",) if names else ()

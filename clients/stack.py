@@ -19,19 +19,21 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from ..aggregators.contract import Tensors
 from .grouped import GROUPED, make_grouped
 from .lora import AdaptedLinear, Adapter, LoRA
 from .lora_sb import Core
+from .network import Network
+from .prompts import Prompts
 from .replica import Part, Replica
-from .sam import SamNet
 
-_OUR_OWN = (Adapter, AdaptedLinear, Core, nn.Embedding)
-"""Layers that look at their weights themselves; tables are looked up by the mask decoder."""
+_OUR_OWN = (Adapter, AdaptedLinear, Core, Prompts, ViTEmbeddings, nn.Embedding)
+"""Layers that look at their weights themselves, or whose tables the network looks up (SAM's tokens, ViT's CLS)."""
 
 
-def stackable(model: SamNet, names: Iterable[str]) -> str | None:
+def stackable(model: Network, names: Iterable[str]) -> str | None:
     """Whether several hospitals can share a step: None, or why they cannot.
 
     Args:
@@ -49,6 +51,8 @@ def stackable(model: SamNet, names: Iterable[str]) -> str | None:
 def _knows_both(layer: nn.Module) -> bool:
     if isinstance(layer, nn.ConvTranspose2d):
         return layer.stride == layer.kernel_size and not any(layer.padding) and layer.groups == 1
+    if isinstance(layer, nn.Conv2d):
+        return layer.stride == layer.kernel_size and layer.padding == (0, 0) and layer.groups == 1
     return isinstance(layer, _OUR_OWN) or type(layer) in {*GROUPED, *GROUPED.values()}
 
 

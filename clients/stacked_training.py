@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from ..aggregators.contract import Fit, Phase, Streams, Tensors
-from ..datasets.windows import HospitalWindows
+from ..datasets.examples import Examples
 from .batches import Batch, Draw, draws, feed, in_order
 from .flat_optimizers import flat_optimizer
-from .losses import at_size, segmentation_loss
+from .losses import Loss
 from .stack import Stack
-from .training import OptimizerState, Training, Workplace, finite_mean, learning_rates
+from .training import OptimizerState, Workplace, finite_mean, learning_rates
 
 
 def unlike(phases: Sequence[Phase]) -> str | None:
@@ -62,7 +62,7 @@ def fit_together(
     stack: Stack,
     workplace: Workplace,
     phases: Sequence[Phase],
-    windows: Sequence[HospitalWindows],
+    windows: Sequence[Examples],
     states: Sequence[OptimizerState],
     rngs: Sequence[Streams],
     lastings: Sequence[Streams],
@@ -93,7 +93,7 @@ def fit_together(
     before = mean_losses(stack, workplace, windows) if phases[0].measure else [None] * len(phases)
     own = zip(phases, windows, states, strict=True)
     lrs = [learning_rates(training, phase, len(of_one), state) for phase, of_one, state in own]
-    step = StackedStep(stack, phases, training, states, lrs)
+    step = StackedStep(stack, workplace, phases, states, lrs)
     each = zip(windows, lrs, rngs, lastings, strict=True)
     drawn = [draws(w, training.batch_size, workplace.augment, len(lr), *keys) for w, lr, *keys in each]
     steps = in_step(drawn)
@@ -145,7 +145,7 @@ def level(steps: Iterable[list[Draw]]) -> Iterator[list[Draw]]:
 
 
 @torch.no_grad()
-def mean_losses(stack: Stack, workplace: Workplace, windows: Sequence[HospitalWindows]) -> list[float]:
+def mean_losses(stack: Stack, workplace: Workplace, windows: Sequence[Examples]) -> list[float]:
     """Mean training loss of each hospital of a stack over its windows, as :func:`.training.mean_loss`."""
     replica, batch_size = workplace.replica, workplace.training.batch_size
     names = tuple(replica.values)
@@ -155,7 +155,7 @@ def mean_losses(stack: Stack, workplace: Workplace, windows: Sequence[HospitalWi
     for batch in feed(replica, steps, workplace.kept, workplace.width):
         tensors = stack.split(names, values[: len(batch.sizes)])
         logits = stack.decode(stack.proceed(*batch.begun, tensors), tensors)
-        found.append((losses_apart(logits, batch), batch.sizes))
+        found.append((losses_apart(workplace.loss, logits, batch), batch.sizes))
     totals = [0.0] * len(windows)
     for losses, sizes in found:
         for row, (loss, size) in enumerate(zip(losses.tolist(), sizes, strict=True)):
@@ -163,24 +163,25 @@ def mean_losses(stack: Stack, workplace: Workplace, windows: Sequence[HospitalWi
     return [total / len(of_one) for total, of_one in zip(totals, windows, strict=True)]
 
 
-def losses_apart(logits: Tensor, batch: Batch) -> Tensor:
-    """The segmentation loss of every hospital over its own windows.
+def losses_apart(loss: Loss, logits: Tensor, batch: Batch) -> Tensor:
+    """The loss of every hospital over its own windows.
 
     Args:
-        logits: (k * b * D, C+1, h, w).
+        loss: The loss.
+        logits: (k * b * D, C+1, h, w), or (k * b, C) of images with a class each.
         batch: Says how many windows of each hospital count.
 
     Returns:
         One number for each hospital with a window that counts; these come first.
     """
     k = len(batch.sizes)
-    labels = at_size(batch.labels.flatten(0, 1), logits.shape[-2:]).unflatten(0, (k, -1))  # (k, b * D, h, w)
-    logits = logits.unflatten(0, (k, -1))  # (k, b * D, C+1, h, w)
+    labels = loss.at(batch.labels.flatten(0, 1), logits).unflatten(0, (k, -1))  # (k, b * D, h, w) or (k, b)
+    logits = logits.unflatten(0, (k, -1))  # (k, b * D, C+1, h, w) or (k, b, C)
     rows = [size * batch.depth for size in batch.sizes if size]
     if len(set(rows)) == 1:
-        return torch.vmap(segmentation_loss)(logits[: len(rows), : rows[0]], labels[: len(rows), : rows[0]])
+        return torch.vmap(loss)(logits[: len(rows), : rows[0]], labels[: len(rows), : rows[0]])
     each = zip(logits, labels, rows, strict=False)
-    return torch.stack([segmentation_loss(of_one[:r], masks[:r]) for of_one, masks, r in each])
+    return torch.stack([loss(of_one[:r], masks[:r]) for of_one, masks, r in each])
 
 
 class StackedStep:
@@ -188,8 +189,8 @@ class StackedStep:
 
     Args:
         stack: Holds the start values of the K hospitals.
+        workplace: What they share.
         phases: What each trains; alike.
-        training: The settings of every hospital.
         states: Kept moments of each.
         lrs: Learning rates of each, most steps first.
     """
@@ -197,12 +198,13 @@ class StackedStep:
     def __init__(
         self,
         stack: Stack,
+        workplace: Workplace,
         phases: Sequence[Phase],
-        training: Training,
         states: Sequence[OptimizerState],
         lrs: Sequence[Sequence[float]],
     ) -> None:
-        self.stack, self.phase, self.training = stack, phases[0], training
+        training = workplace.training
+        self.stack, self.phase, self.training, self.loss = stack, phases[0], training, workplace.loss
         self.states, self.lrs = states, lrs
         self.names = tuple(stack.replica.parameters(self.phase.train))
         self.values = stack.leaf(self.names)
@@ -227,10 +229,10 @@ class StackedStep:
         self.number += 1
 
     def _objective(self, batch: Batch, values: Tensor) -> Tensor:
-        """Segmentation loss plus penalty and contrast, per hospital that has a window that counts."""
+        """The loss plus penalty and contrast, per hospital that has a window that counts."""
         tensors = self.stack.split(self.names, values)
         embedding = self.stack.proceed(*batch.begun, tensors)
-        losses = losses_apart(self.stack.decode(embedding, tensors), batch)
+        losses = losses_apart(self.loss, self.stack.decode(embedding, tensors), batch)
         if self.phase.penalty is not None:
             losses = losses + self.hooks.penalties(tensors, len(losses)).to(losses)
         if self.phase.contrast is not None:

@@ -14,40 +14,52 @@ import torch
 from torch import Tensor
 
 from ..aggregators.contract import Layout, Pair, Tensors
-from .methods import Method
-from .sam import Sam, SamNet
+from .contract import Method, Ranked, rank_of
+from .network import Model, Network
+from .sam import Sam
+from .vit import Vit
 
-_MODEL = Sam(size="tiny", image_size=32)
+_MODELS: dict[str, Model] = {"sam": Sam(size="tiny", image_size=32), "vit": Vit(size="tiny", image_size=32)}
 _CLASSES = 2
 
 
 def check_method(method: Method) -> None:
-    """Runs the contract suite of a method on a tiny SAM; needs a second or two.
+    """Runs the contract suite of a method on a tiny network of every model it suits; needs a second or two.
 
     Checked: a second call of ``attach`` and the meta device give the same layout; every name is a parameter, once, with
-    a part and a kind; base tensors keep names and values; pairs have matching shapes; ``initialise`` depends on its
-    streams alone and leaves nothing unset; with B = 0 the logits are exactly the base's; every trainable tensor gets a
-    gradient or lies in a module that a forward pass never touches; the slices of a window change each other exactly
-    when the model says so, and never those of another window.
+    a part and a kind; base tensors keep names and values; pairs have matching shapes and the rank the method says;
+    ``initialise`` depends on its streams alone and leaves nothing unset; with B = 0 and without prompts the logits are
+    exactly the base's; every trainable tensor gets a gradient or lies in a module that a forward pass never touches;
+    the slices of a window change each other exactly when the model says so, and never those of another window.
 
     Raises:
         AssertionError: says which rule is broken.
     """
-    bare, (model, layout) = _MODEL.build(_CLASSES, _streams), _attached(method)
+    known = set(_MODELS)
+    suits = getattr(method, "models", ())
+    fits = bool(suits) and known.issuperset(suits)
+    assert fits, f"models: expected names of models it suits, of {sorted(known)}, got {suits}"
+    for name in suits:
+        _check(method, _MODELS[name])
+
+
+def _check(method: Method, plugin: Model) -> None:
+    bare, (model, layout) = plugin.build(_CLASSES, _streams), _attached(method, plugin)
     _check_names(model, layout)
     _check_set(model, layout)
-    _check_stable(method, model, layout)
+    _check_stable(method, plugin, model, layout)
     _check_base(bare, model)
     for pair in layout.pairs:
         _check_pair(pair, dict(model.named_parameters()))
-    _check_initial(method, model)
+    _check_rank(method, model, layout)
+    _check_initial(method, plugin, model)
     _check_logits(bare, model, layout)
     _check_gradients(model, layout)
     _check_slices(model, layout)
 
 
-def _attached(method: Method) -> tuple[SamNet, Layout]:
-    model = _MODEL.build(_CLASSES, _streams)
+def _attached(method: Method, plugin: Model) -> tuple[Network, Layout]:
+    model = plugin.build(_CLASSES, _streams)
     layout = method.attach(model)
     method.initialise(model, _streams)
     return model, layout
@@ -58,8 +70,8 @@ def _streams(*keys: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big"))
 
 
-def _check_stable(method: Method, model: SamNet, layout: Layout) -> None:
-    meta = _MODEL.build_meta(_CLASSES)
+def _check_stable(method: Method, plugin: Model, model: Network, layout: Layout) -> None:
+    meta = plugin.build_meta(_CLASSES)
     assert method.attach(meta) == layout, "attach: the layout on the meta device differs from the one on the host"
     shapes = {name: tensor.shape for name, tensor in meta.named_parameters()}
     real = {name: tensor.shape for name, tensor in model.named_parameters()}
@@ -70,7 +82,7 @@ def _check_stable(method: Method, model: SamNet, layout: Layout) -> None:
     assert _same(before, dict(model.named_parameters())), "attach: a second call changes tensors"
 
 
-def _check_names(model: SamNet, layout: Layout) -> None:
+def _check_names(model: Network, layout: Layout) -> None:
     parameters, names = dict(model.named_parameters()), layout.names
     assert names, "layout: nothing may train"
     assert len(set(names)) == len(names), "layout: a name occurs twice"
@@ -84,7 +96,7 @@ def _check_names(model: SamNet, layout: Layout) -> None:
         assert kinds == ("lora_A", "lora_B"), f"layout.kind: expected lora_A and lora_B for {pair}, got {kinds}"
 
 
-def _check_base(bare: SamNet, model: SamNet) -> None:
+def _check_base(bare: Network, model: Network) -> None:
     tensors = model.state_dict()
     kept = {name: tensors.get(name) for name in bare.state_dict()}
     lost = [name for name, tensor in kept.items() if tensor is None]
@@ -103,15 +115,25 @@ def _check_pair(pair: Pair, parameters: dict[str, Tensor]) -> None:
     assert B.shape == (last - first, len(A)), f"{pair}: expected B of {(last - first, len(A))}, got {tuple(B.shape)}"
 
 
-def _check_set(model: SamNet, layout: Layout) -> None:
+def _check_set(model: Network, layout: Layout) -> None:
     parameters = dict(model.named_parameters())
     unset = [name for name in layout.names if not parameters[name].isfinite().all()]
     assert not unset, f"initialise: tensors left unset: {unset}"
 
 
-def _check_initial(method: Method, model: SamNet) -> None:
+def _check_rank(method: Method, model: Network, layout: Layout) -> None:
+    parameters = dict(model.named_parameters())
+    ranks = {len(parameters[pair.A]) for pair in layout.pairs}
+    own = rank_of(method)
+    assert ranks <= {own}, f"pair_rank: expected the one rank of all pairs, which have {sorted(ranks)}, got {own}"
+    if own is not None and isinstance(method, Ranked):
+        assert rank_of(method.at_rank(own + 1)) == own + 1, "at_rank: the rank of the pairs is another"
+        assert method.at_rank(own + 1).at_rank(own) == method, "at_rank: something else than the rank changed"
+
+
+def _check_initial(method: Method, plugin: Model, model: Network) -> None:
     state = torch.random.get_rng_state()
-    again, _ = _attached(method)
+    again, _ = _attached(method, plugin)
     assert _same(dict(model.named_parameters()), dict(again.named_parameters())), (
         "initialise: two calls give different values"
     )
@@ -119,16 +141,16 @@ def _check_initial(method: Method, model: SamNet) -> None:
 
 
 @torch.no_grad()
-def _check_logits(bare: SamNet, model: SamNet, layout: Layout) -> None:
-    parameters, images = dict(model.named_parameters()), _images()
-    if all(not parameters[pair.B].any() for pair in layout.pairs):
+def _check_logits(bare: Network, model: Network, layout: Layout) -> None:
+    parameters, images = dict(model.named_parameters()), _images(model)
+    if "prompt" not in layout.kind.values() and all(not parameters[pair.B].any() for pair in layout.pairs):
         assert torch.equal(model(images), bare(images)), "with B = 0 the logits differ from the base's"
 
 
-def _check_gradients(model: SamNet, layout: Layout) -> None:
+def _check_gradients(model: Network, layout: Layout) -> None:
     parameters = dict(model.named_parameters())
     trained = [parameters[name].requires_grad_(True) for name in layout.names]
-    gradients = torch.autograd.grad(model(_images()).square().sum(), trained, allow_unused=True)
+    gradients = torch.autograd.grad(model(_images(model)).square().sum(), trained, allow_unused=True)
     without = {name for name, gradient in zip(layout.names, gradients, strict=True) if gradient is None}
     modules = {id(tensor) for module in model.unused() for tensor in module.parameters()}
     unused = {name for name in layout.names if id(parameters[name]) in modules}
@@ -137,12 +159,12 @@ def _check_gradients(model: SamNet, layout: Layout) -> None:
 
 
 @torch.no_grad()
-def _check_slices(model: SamNet, layout: Layout) -> None:
+def _check_slices(model: Network, layout: Layout) -> None:
     """Two windows of three slices; one slice of the second is changed."""
     parameters = dict(model.named_parameters())
     for name in layout.names:  # as if trained: what starts at zero mixes nothing
         parameters[name].add_(0.1 * torch.randn(parameters[name].shape, generator=_streams("noise", name)))
-    images = _images(6)
+    images = _images(model, 6)
     before = model(images, 3)
     images[4] = 1 - images[4]
     changed = [not torch.equal(left, right) for left, right in zip(before, model(images, 3), strict=True)]
@@ -151,8 +173,8 @@ def _check_slices(model: SamNet, layout: Layout) -> None:
     assert (changed[3] or changed[5]) == model.mixes_slices, f"mixes_slices: expected {not model.mixes_slices}"
 
 
-def _images(number: int = 2) -> Tensor:
-    return torch.rand(number, 1, _MODEL.image_size, _MODEL.image_size, generator=_streams("images"))
+def _images(model: Network, number: int = 2) -> Tensor:
+    return torch.rand(number, 1, model.image_size, model.image_size, generator=_streams("images"))
 
 
 def _same(left: Tensors, right: Tensors) -> bool:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..aggregators.contract import Fit, Phase, Streams, Tensors
 from ..datasets.augment import Augmentation
-from ..datasets.windows import HospitalWindows
+from ..datasets.examples import Examples
 from .batches import Batch, Kept, draws, feed, in_order
-from .losses import segmentation_loss
+from .losses import Loss, SegmentationLoss
 from .optimizers import SGD, AdamW, Schedule
 from .replica import Replica
 
@@ -113,12 +113,14 @@ class Workplace:
         replica: The model.
         training: The settings of every hospital.
         augment: What is done to a training window.
+        loss: What is minimised.
         kept: What is kept of the frozen start of the model, where anything is.
     """
 
     replica: Replica
     training: Training
     augment: Augmentation
+    loss: Loss = field(default_factory=SegmentationLoss)
     kept: Kept | None = None
 
     @property
@@ -130,7 +132,7 @@ class Workplace:
 def fit(
     workplace: Workplace,
     phase: Phase,
-    windows: HospitalWindows,
+    windows: Examples,
     state: OptimizerState,
     rng: Streams,
     lasting: Streams,
@@ -152,8 +154,8 @@ def fit(
         NonFiniteLossError: names the batch.
     """
     replica, training = workplace.replica, workplace.training
-    before = mean_loss(replica, windows, training) if phase.measure else None
-    step = _Step(replica, phase, training, state.moments)
+    before = mean_loss(workplace, windows) if phase.measure else None
+    step = _Step(workplace, phase, state.moments)
     lrs = learning_rates(training, phase, len(windows), state)
     drawn = draws(windows, training.batch_size, workplace.augment, len(lrs), rng, lasting)
     batches = feed(replica, ((draw,) for draw in drawn), workplace.kept, workplace.width)
@@ -177,21 +179,23 @@ def learning_rates(training: Training, phase: Phase, num_windows: int, state: Op
 
 
 @torch.no_grad()
-def mean_loss(replica: Replica, windows: HospitalWindows, training: Training) -> float:
+def mean_loss(workplace: Workplace, windows: Examples) -> float:
     """Mean training loss over all windows in their own order, not augmented, weighted by the windows of each batch."""
+    replica, batch_size = workplace.replica, workplace.training.batch_size
     total = torch.zeros((), dtype=torch.float64, device=replica.device)
-    steps = ((draw,) for draw in in_order(windows, training.batch_size))
-    for batch in feed(replica, steps, width=replica.width(training.batch_size)):
+    steps = ((draw,) for draw in in_order(windows, batch_size))
+    for batch in feed(replica, steps, width=replica.width(batch_size)):
         logits = replica.decode(replica.proceed(*batch.begun))
-        total += _loss(logits, batch) * batch.sizes[0]
+        total += _loss(workplace.loss, logits, batch) * batch.sizes[0]
     return total.item() / len(windows)
 
 
 class _Step:
     """One optimizer step after the other on the tensors of a phase."""
 
-    def __init__(self, replica: Replica, phase: Phase, training: Training, moments: Tensors) -> None:
-        self.replica, self.phase, self.training = replica, phase, training
+    def __init__(self, workplace: Workplace, phase: Phase, moments: Tensors) -> None:
+        replica, training = workplace.replica, workplace.training
+        self.replica, self.phase, self.training, self.loss = replica, phase, training, workplace.loss
         self.trained = replica.parameters(phase.train)
         self.context = {name: replica.place(value) for name, value in phase.context.items()}
         self.references = {name: replica.padded(tensors) for name, tensors in phase.references.items()}
@@ -215,9 +219,9 @@ class _Step:
         return loss.detach()
 
     def _objective(self, batch: Batch) -> Tensor:
-        """Segmentation loss plus the phase's penalty and contrast."""
+        """The loss plus the phase's penalty and contrast."""
         embedding = self.replica.proceed(*batch.begun)
-        loss = _loss(self.replica.decode(embedding), batch)
+        loss = _loss(self.loss, self.replica.decode(embedding), batch)
         if self.phase.penalty is not None:
             own = {name: self.replica.narrowed(name, value) for name, value in self.trained.items()}
             loss = loss + self.phase.penalty(own, self.context)
@@ -274,9 +278,9 @@ def _steps(epochs: float, per_epoch: int) -> int:
     return math.ceil(round(epochs * per_epoch, 6))
 
 
-def _loss(logits: Tensor, batch: Batch) -> Tensor:
-    """The segmentation loss of the windows of one hospital that count."""
-    return segmentation_loss(batch.counted(logits), batch.counted(batch.labels.flatten(0, 1)))  # (b * D, H, W)
+def _loss(loss: Loss, logits: Tensor, batch: Batch) -> Tensor:
+    """The loss of the windows of one hospital that count."""
+    return loss(batch.counted(logits), batch.counted(batch.labels.flatten(0, 1)))  # labels (b * D, H, W) or (b,)
 
 
 def finite_mean(losses: Sequence[Tensor], row: int = 0) -> float | None:

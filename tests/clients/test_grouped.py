@@ -16,6 +16,7 @@ from wardround.clients.grouped import (
     layer_norm,
     linear,
     make_grouped,
+    patches,
     per_image,
     together,
 )
@@ -50,11 +51,16 @@ def torch_conv_transpose(inputs: Tensor, weight: Tensor, bias: Tensor | None) ->
     return functional.conv_transpose2d(inputs, weight, bias, stride=2)
 
 
+def torch_patches(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.conv2d(inputs, weight, bias, stride=2)
+
+
 LAYERS: dict[str, tuple[Layer, Layer, tuple[int, ...], tuple[int, ...], int]] = {
     "linear": (linear, functional.linear, (4,), (5, 4), 5),
     "linear on tokens": (linear, functional.linear, (1, 6, 4), (5, 4), 5),
     "layer norm": (norm_rows, torch_norm, (2, 3, 4), (4,), 4),
     "transposed convolution": (conv_transpose, torch_conv_transpose, (4, 3, 2), (4, 5, 2, 2), 5),
+    "patches": (patches, torch_patches, (4, 6, 4), (5, 4, 2, 2), 5),
     "convolution": (conv_along, torch_conv_along, (4, 3, 2, 2), (5, 4, 3, 1, 1), 5),
 }
 """Ours, PyTorch's, and the shapes: one input, weight, length of the bias."""

@@ -105,7 +105,7 @@ def test_a_phase_may_measure_without_training_anything(
     done, (fit,) = turn(replica, windows, replica.read(), Training(), Phase(train=(), epochs=0, measure=True))
     assert done.num_steps == 0
     assert done.mean_loss is None
-    assert fit.loss_before == mean_loss(replica, windows, Training())
+    assert fit.loss_before == mean_loss(Workplace(replica=replica, training=Training(), augment=NoAugment()), windows)
 
 
 def test_the_loss_shown_is_that_of_the_last_phase_that_trained(

@@ -141,7 +141,7 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 
 def test_ranks_per_hospital_are_refused() -> None:
     experiment = load_experiment("tiny", open_file(PACKAGED), ["method=lora_sb", "ranks={hospital-1: 4}"])
-    with pytest.raises(ValueError, match="ranks: expected a method with LoRA, got LoraSb"):
+    with pytest.raises(ValueError, match="ranks: expected a method with LoRA or low-rank prompts, got lora_sb"):
         build_replica(experiment, 2, choose_device("cpu"), ("hospital-1", "hospital-2"))
 
 

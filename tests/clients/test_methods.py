@@ -8,19 +8,18 @@ from torch import nn
 
 from wardround.aggregators.contract import Layout
 from wardround.clients import METHODS
+from wardround.clients.layout import layout
 from wardround.clients.lora import LoRA, set_rank
 from wardround.clients.methods import (
     FlapSam,
     Full,
+    LoraOnly,
     LoraSb,
     LowRank,
     MaSam,
     Method,
     Samed,
     SamedS,
-    decoder_attention,
-    encoder_attention,
-    layout,
 )
 from wardround.clients.sam import Sam, SamNet
 from wardround.clients.slice_adapter import adapt_slices
@@ -33,7 +32,7 @@ TINY = Sam(size="tiny", image_size=32)
 TINY_BLOCKS = 2
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, cls in METHODS.items() if "sam" in cls.models])
 def test_contract(name: str) -> None:
     check_method(METHODS[name]())
 
@@ -54,11 +53,28 @@ def test_contract_of_lora_sb_at_other_settings(method: LoraSb) -> None:
 class Forgetful(LowRank):
     """Breaks the contract: its adapters are never initialised."""
 
+    models = ("sam",)
+
     def attach(self, model: SamNet) -> Layout:  # see the class
         return FlapSam(lora=self.lora).attach(model)
 
     def initialise(self, model: SamNet, rng: object) -> None:  # see the class
         pass
+
+
+class Homeless(LowRank):
+    """Breaks the contract: suits no model."""
+
+    def attach(self, model: SamNet) -> Layout:  # see the class
+        return FlapSam(lora=self.lora).attach(model)
+
+
+class Boasting(FlapSam):
+    """Breaks the contract: its pairs have another rank than it says."""
+
+    @property
+    def pair_rank(self) -> int | None:  # see the class
+        return self.lora.rank + 1
 
 
 class Unstable(Full):
@@ -105,6 +121,8 @@ class Leaking(MaSam):
     ("method", "message"),
     [
         (Forgetful(), "left unset"),
+        (Homeless(), r"models: expected names of models it suits, of \['sam', 'vit'\], got \(\)"),
+        (Boasting(), r"pair_rank: expected the one rank of all pairs, which have \[32\], got 33"),
         (Unstable(), "another layout"),
         (Touching(), "changed their values"),
         (Secretive(), "mixes_slices: expected True"),
@@ -122,10 +140,10 @@ def test_pieces_have_the_papers_sizes() -> None:
     decoder = net.mask_decoder
     sizes = {
         "encoder": count(net.vision_encoder),
-        "encoder attention": count(*encoder_attention(net)),
+        "encoder attention": count(*net.encoder_attention()),
         "prompt encoder": count(net.prompt_encoder),
         "transformer": count(decoder.transformer),
-        "decoder attention": count(*decoder_attention(net)),
+        "decoder attention": count(*net.decoder_attention()),
         "upscaler": count(*decoder.upscaler()),
         "hypernetworks": count(decoder.output_hypernetworks_mlps),
         "mask tokens": count(decoder.mask_tokens),
@@ -174,6 +192,26 @@ def test_lora_in_the_last_blocks_alone(blocks: int | None, pairs: int, prefix: i
     assert encoder == [name for name in last for _ in range(2)]
     assert len(found.pairs) == pairs + 14
     assert net.frozen_stages(found.names) == prefix
+
+
+@pytest.mark.parametrize(
+    ("matrices", "encoder", "decoder"),
+    [
+        ("qv", {"qkv": 2}, {"q_proj", "v_proj"}),
+        ("qkv", {"qkv": 3}, {"q_proj", "k_proj", "v_proj"}),
+        ("qkvo", {"qkv": 3, "proj": 1}, {"q_proj", "k_proj", "v_proj", "out_proj"}),
+    ],
+)
+def test_lora_on_other_matrices(matrices: str, encoder: dict[str, int], decoder: set[str]) -> None:
+    """In rank-one numbers: a block has 2 * 768 per matrix; an attention of the decoder 256 + its inner width."""
+    net = VIT_B.build_meta(2)
+    found = METHODS["lora"](lora=LoRA(rank=1, matrices=matrices)).attach(net)
+    layers = [pair.base.split(".")[-2] for pair in found.pairs if found.part[pair.A] == "encoder"]
+    assert {layer: layers.count(layer) for layer in layers} == {layer: 12 * n for layer, n in encoder.items()}
+    assert {pair.base.split(".")[-2] for pair in found.pairs if found.part[pair.A] == "decoder"} == decoder
+    rows = {"qv": {(0, 768), (1536, 2304)}, "qkv": {(0, 768), (768, 1536), (1536, 2304)}}
+    assert {pair.rows for pair in found.pairs if pair.base.endswith("qkv.weight")} == rows[matrices[:3]]
+    assert trained(LoraOnly(lora=LoRA(rank=1, matrices=matrices)), VIT_B) == (12 * 1536 + 2944) * len(matrices)
 
 
 def test_more_blocks_than_there_are_is_an_error() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
-from wardround.clients import sam_weights
+from wardround.clients import sam_weights, weight_files
 from wardround.clients.sam import SIZES, Sam, SamNet
 from wardround.clients.sam_weights import digest, resize_grid, resize_table
 from wardround.datasets import fingerprints
@@ -390,10 +390,9 @@ def test_packaged_weights_at_other_image_sizes(image_size: int) -> None:
 
 
 def test_changed_packaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "assets").mkdir()
-    save_file({"a": torch.zeros(1)}, tmp_path / "assets" / "sam-mini.safetensors")
-    (tmp_path / "assets" / "sam-mini.json").write_text(json.dumps({"sha256": "0" * 64}))
-    monkeypatch.setattr(sam_weights, "__file__", str(tmp_path / "sam_weights.py"))
+    save_file({"a": torch.zeros(1)}, tmp_path / "sam-mini.safetensors")
+    (tmp_path / "sam-mini.json").write_text(json.dumps({"sha256": "0" * 64}))
+    monkeypatch.setattr(weight_files, "ASSETS", tmp_path)
     with pytest.raises(ValueError, match=r"sam-mini.safetensors is not the file of this release; install the package"):
         Sam(weights="sam-mini").build(1, streams(0, "init"))
 

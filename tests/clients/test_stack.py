@@ -1,6 +1,7 @@
 """The stacked replica: several hospitals in one pass are what the replica makes of one after the other."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,22 +13,32 @@ from wardround.clients.methods import (
     METHODS,
     Attention,
     AttentionCode,
+    Bias,
+    BottleneckAdapter,
     Decoder,
+    Dvpt,
     FlapSam,
     Full,
+    LinearProbe,
     LoraDecoder,
     LoraOnly,
     LoraSb,
+    LoraVpt,
     MaSam,
     Method,
     PartialDecoder,
     Samed,
     SamedLoRA,
     SamedS,
+    Sba,
+    UnionOf,
+    VptDeep,
+    VptShallow,
 )
 from wardround.clients.replica import Replica
 from wardround.clients.sam import Sam
 from wardround.clients.stack import Stack, stackable
+from wardround.clients.vit import Vit
 from wardround.simulator.randomness import generator, streams
 
 MakeReplica = Callable[..., Replica]
@@ -47,6 +58,21 @@ STACKED: dict[str, Method] = {
     "ma_sam": MaSam(width=4),
 }
 ALONE: dict[str, Method] = {"full": Full(), "attention": Attention(), "attention_code": AttentionCode()}
+OF_VIT: list[Method] = [
+    Full(),
+    LinearProbe(),
+    Bias(),
+    Attention(),
+    Sba(),
+    VptShallow(prompts=3),
+    VptDeep(prompts=3),
+    Dvpt(prompts=3, rank=4),
+    Dvpt(prompts=3, rank=4, form="shared_basis"),
+    LoraOnly(lora=replace(LORA, matrices="qkvo")),
+    LoraVpt(lora=LORA, prompts=3),
+    BottleneckAdapter(width=4),
+    UnionOf(of=(LoraOnly(lora=LORA), Dvpt(prompts=3, rank=4), BottleneckAdapter(width=4), Bias())),
+]
 
 
 def normal(*shape: int, key: str, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -109,8 +135,12 @@ def assert_same(stacked: tuple[Tensor, list[dict[str, Tensor]]], plain: tuple[Te
             torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12 * max(largest, 1.0), msg=name)
 
 
+OF_SAM = [name for name, cls in METHODS.items() if "sam" in cls.models]
+
+
 def test_every_method_is_here() -> None:
-    assert {*STACKED, *ALONE} == {*METHODS}
+    assert {*STACKED, *ALONE} == {*OF_SAM}
+    assert {type(method) for method in OF_VIT} == {cls for cls in METHODS.values() if "vit" in cls.models}
 
 
 @pytest.mark.parametrize(("count", "depth"), [(1, 1), (2, 3), (3, 1)])
@@ -121,6 +151,31 @@ def test_stacked_is_one_after_the_other(make_replica: MakeReplica, name: str, co
     stack = Stack(replica, 3)
     stack.load(starts)
     weights = normal(2 * count * depth, 3, 32, 32, key="weights")
+    stacked = all_at_once(stack, count, list(replica.values), images, weights)
+    assert_same(stacked, one_by_one(replica, starts, images, weights))
+
+
+def vit_replica(method: Method, precision: str = "fp64", device: str = "cpu") -> Replica:
+    net = Vit(size="tiny", image_size=32).build(3, streams(0, "init"))
+    layout = method.attach(net)
+    method.initialise(net, streams(0, "init"))
+    return Replica(net, layout, device=device, precision=precision)
+
+
+def photographs(count: int) -> Tensor:
+    return torch.rand(count, 1, 3, 32, 32, generator=generator(0, "test", "photographs"))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("method", OF_VIT, ids=repr)
+def test_vits_stacked_are_one_after_the_other(method: Method, count: int) -> None:
+    """Every method of the ViT can be stacked; hospitals of ranks 2, 4 and 1 where there are pairs."""
+    replica = vit_replica(method)
+    assert stackable(replica.model, replica.layout.names) is None
+    starts, images = hospitals(replica, count), photographs(2 * count)
+    stack = Stack(replica, 3)
+    stack.load(starts)
+    weights = normal(2 * count, 3, key="weights")
     stacked = all_at_once(stack, count, list(replica.values), images, weights)
     assert_same(stacked, one_by_one(replica, starts, images, weights))
 
@@ -290,7 +345,7 @@ def test_the_replica_stays_what_it_was(make_replica: MakeReplica) -> None:
     assert all(torch.equal(value, values[name]) for name, value in replica.read().items())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_SAM)
 def test_a_method_is_stackable_or_says_what_is_in_the_way(name: str) -> None:
     model, method = Sam(size="tiny", image_size=32).build_meta(2), METHODS[name]()
     reason = stackable(model, method.attach(model).names)
@@ -307,6 +362,14 @@ def test_a_transposed_convolution_that_is_no_matrix_product_is_in_the_way(settin
     names = PartialDecoder().attach(model).names
     setattr(model.mask_decoder.upscale_conv2, setting, value)
     assert "upscale_conv2.weight' trains, and ConvTranspose2d" in str(stackable(model, names))
+
+
+@pytest.mark.parametrize(("setting", "value"), [("stride", (4, 4)), ("padding", (1, 1)), ("groups", 3)])
+def test_a_convolution_whose_patches_overlap_is_in_the_way(setting: str, value: object) -> None:
+    model = Vit(size="tiny", image_size=32).build(3, streams(0, "init"))
+    names = Bias().attach(model).names
+    setattr(model.vit.embeddings.patch_embeddings.projection, setting, value)
+    assert "projection.bias' trains, and Conv2d" in str(stackable(model, names))
 
 
 @pytest.mark.parametrize("method", ALONE.values(), ids=ALONE)

@@ -84,9 +84,9 @@ def test_a_fit_is_the_plain_loop(replica: Replica, windows: HospitalWindows) -> 
 def test_it_learns(make_replica: Callable[..., Replica], windows: HospitalWindows) -> None:
     replica = make_replica(image_size=16)
     training = Training(steps=60, batch_size=4, optimizer=AdamW(lr=3e-3), schedule=CONSTANT)
-    before = mean_loss(replica, windows, training)
+    before = mean_loss(Workplace(replica=replica, training=training, augment=NoAugment()), windows)
     run(replica, windows, training)
-    assert mean_loss(replica, windows, training) < 0.7 * before
+    assert mean_loss(Workplace(replica=replica, training=training, augment=NoAugment()), windows) < 0.7 * before
 
 
 def test_it_learns_under_bf16_with_single_precision_tensors(
@@ -96,9 +96,9 @@ def test_it_learns_under_bf16_with_single_precision_tensors(
     replica = make_replica(image_size=16, precision="bf16")
     training = Training(steps=40, batch_size=4, optimizer=AdamW(lr=3e-3), schedule=CONSTANT, precision="bf16")
     assert replica.logits(windows.gather(torch.arange(2))[0]).dtype == torch.bfloat16
-    before = mean_loss(replica, windows, training)
+    before = mean_loss(Workplace(replica=replica, training=training, augment=NoAugment()), windows)
     fitted, _ = run(replica, windows, training)
-    assert mean_loss(replica, windows, training) < 0.8 * before
+    assert mean_loss(Workplace(replica=replica, training=training, augment=NoAugment()), windows) < 0.8 * before
     assert {value.dtype for value in fitted.tensors.values()} == {torch.float32}
 
 
@@ -161,7 +161,10 @@ def test_epochs_of_a_phase_do_not_use_up_the_schedule(replica: Replica, windows:
 
 
 def test_measuring_only_measures_and_does_so_before_the_phase(replica: Replica, windows: HospitalWindows) -> None:
-    start, expected = replica.read(), mean_loss(replica, windows, Training(batch_size=6))
+    start, expected = (
+        replica.read(),
+        mean_loss(Workplace(replica=replica, training=Training(batch_size=6), augment=NoAugment()), windows),
+    )
     measured, _ = run(replica, windows, Training(), everything(replica, measure=True))
     replica.load(start)
     plain, _ = run(replica, windows, Training())
@@ -293,7 +296,11 @@ def test_the_loop_asks_the_device_for_nothing(make_federated: Callable[..., Any]
     training = Training(batch_size=6, optimizer=AdamW(), clip_norm=1.0)
     for windows in (hospital.train, hospital.train.to("meta")):
         for phase in aggregator.rule.phases(download, {}):
-            step = _Step(replica, replace(phase, record_gradient=True), training, {})
+            step = _Step(
+                Workplace(replica=replica, training=training, augment=NoAugment()),
+                replace(phase, record_gradient=True),
+                {},
+            )
             drawn = draws(windows, 6, FlapSamAugment(), 2, RNG, LASTING)
             losses = [step(batch, 0.1) for batch in feed(replica, ((draw,) for draw in drawn))]
             assert [loss.device.type for loss in losses] == ["meta", "meta"]
@@ -303,7 +310,7 @@ def test_under_bf16_only_the_model_is_in_bf16(make_replica: Callable[..., Replic
     """Trained tensors, their gradients, the optimizer's moments and the loss are fp32."""
     replica = make_replica(image_size=16, precision="bf16")
     training = Training(batch_size=4, optimizer=AdamW(), moments="keep", precision="bf16")
-    step = _Step(replica, everything(replica), training, {})
+    step = _Step(Workplace(replica=replica, training=training, augment=NoAugment()), everything(replica), {})
     (batch,) = feed(replica, ((draw,) for draw in draws(windows, 4, NoAugment(), 1, RNG, LASTING)))
     assert replica.proceed(*batch.begun).dtype == torch.bfloat16
     loss = step(batch, 1e-3)

@@ -66,7 +66,7 @@ def test_the_loop_never_waits(
     """After one step, in which cuDNN and the allocator of pinned memory find their feet."""
     replica = on_gpu(make_replica, precision=precision)
     windows = make_windows().to("cuda") if where == "cuda" else make_windows()
-    step = _Step(replica, everything(replica), TRAINING, {})
+    step = _Step(Workplace(replica=replica, training=TRAINING, augment=NoAugment()), everything(replica), {})
     batches = feed(replica, ((draw,) for draw in draws(windows, 3, FlapSamAugment(), 4, RNG, LASTING)))
     losses = [step(next(batches), 1e-3)]
     with no_waiting:
@@ -77,7 +77,7 @@ def test_the_loop_never_waits(
 
 def test_bf16_leaves_what_is_trained_in_single_precision(make_replica: Make, make_windows: MakeWindows) -> None:
     replica = on_gpu(make_replica, precision="bf16")
-    step = _Step(replica, everything(replica), TRAINING, {})
+    step = _Step(Workplace(replica=replica, training=TRAINING, augment=NoAugment()), everything(replica), {})
     (batch,) = feed(replica, ((draw,) for draw in draws(make_windows(), 3, NoAugment(), 1, RNG, LASTING)))
     assert replica.decode(replica.proceed(*batch.begun)).dtype == torch.bfloat16
     assert step(batch, 1e-3).dtype == torch.float32
