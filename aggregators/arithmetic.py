@@ -100,7 +100,7 @@ def mean_update(updates: Sequence[ClientUpdate]) -> ClientUpdate:
     """The one update that stands for all of a round: what an aggregator with ``consumes = "sum"`` needs to see.
 
     Tensors, extra tensors and metrics are weighted means per name over the hospitals that sent it; the weight is the
-    total weight, and examples, steps and bytes are sums.
+    total weight, examples, steps and bytes are sums, and ``senders`` are their names.
     """
     extras = [replace(update, tensors=update.extra) for update in updates]
     metrics = [replace(update, tensors=_as_tensors(update.metrics)) for update in updates]
@@ -113,6 +113,7 @@ def mean_update(updates: Sequence[ClientUpdate]) -> ClientUpdate:
         extra=weighted_mean(extras),
         metrics={name: value.item() for name, value in weighted_mean(metrics).items()},
         bytes=sum(update.bytes for update in updates),
+        senders=tuple(update.hospital for update in updates),
     )
 
 

@@ -73,12 +73,15 @@ class Layout:
         part: Part of the model per name; ``head`` holds what makes the output (SAM: upscaler, hypernetworks, mask
             tokens).
         kind: Role of the tensor per name; ``core`` is the small trained matrix between two frozen factors (LoRA-SB).
+        groups: Names that a schedule draws together (:mod:`~wardround.aggregators.scheduled`), one attention block
+            each, in model order; empty: everything trains in every round.
     """
 
     pairs: tuple[Pair, ...]
     dense: tuple[str, ...]
     part: Mapping[str, Part]
     kind: Mapping[str, Kind]
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -260,6 +263,8 @@ class ClientUpdate:
         extra: The announced further tensors.
         metrics: What the rule reports (``loss_before`` of q-FedAvg).
         bytes: Bytes that travelled, after compression where there is any.
+        senders: Hospitals it stands for, where it is a mean over several; empty: the one it is from. It says who has
+            what the server sent (:mod:`~wardround.aggregators.scheduled`); no step may depend on it.
     """
 
     hospital: str
@@ -270,6 +275,7 @@ class ClientUpdate:
     extra: Tensors = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     bytes: int = 0
+    senders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ class FedBn(PersonalMean):
     differ in. SAM has layer norm, which keeps no running statistics: what stays are its gamma and beta, and only where
     the method trains them. ``lora`` trains none; methods that train no more of the decoder than its head
     (``attention_code``, ``partial_decoder``, ``flap_sam``) train those of the upscaler alone; the others
-    (``full``, ``decoder``, ``lora_decoder``, ``samed``, ``ma_sam``) train more.
+    (``full``, ``decoder``, ``lora_decoder``, ``samed``, ``ma_sam``) train more. Of a ViT, ``full`` trains both and
+    ``bias`` the beta.
 
     All hospitals start from the same normalisation. A site never seen gets these initial values, those of the
     pretrained model where there is one: layer norm has no statistics that could be calibrated on images alone.
@@ -54,7 +55,8 @@ def _check_norms(norms: tuple[str, ...], layout: Layout) -> None:
     if not norms:
         raise ValueError(
             "expected trainable normalisation layers to keep at the hospitals, got a method that trains none: use one "
-            "that does (full, decoder, lora_decoder, samed, ma_sam; flap_sam has those of the upscaler), or fedavg"
+            "that does (full, decoder, lora_decoder, samed, ma_sam; flap_sam has those of the upscaler; for a ViT "
+            "full, or bias for the shifts alone), or fedavg"
         )
     if set(norms) == set(layout.names):
         raise ValueError(

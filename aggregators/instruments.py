@@ -1,6 +1,7 @@
 """What one step of a server did, measured per layer: the quantities that aggregators of low-rank updates argue about.
 
-A layer is a low-rank pair, or all dense tensors of one part of the model. The instruments look at the updates as the
+A layer is a low-rank pair, or all dense tensors of one part of the model; where a schedule draws groups of tensors, of
+one part and group. The instruments look at the updates as the
 aggregator got them and at the model before and after. Behind differential privacy or a secure sum that is one mean, of
 which drift and cosine say nothing.
 
@@ -48,7 +49,7 @@ class Layer:
     """The instruments of one layer. What does not apply (energy of a dense tensor, a cosine of one hospital) is None.
 
     Args:
-        name: The frozen weight of a pair, with its rows; or ``encoder (dense)``.
+        name: The frozen weight of a pair, with its rows; or ``encoder (dense)``, ``encoder (dense, group 3)``.
         ideal_norm: ``||M||``.
         missed: ``||W' - M||``.
         ideal_distance: See the table of the module, as all that follow; None where M is zero and W' is not.
@@ -266,14 +267,15 @@ def _pair_name(pair: Pair) -> str:
 def _dense_layers(layout: Layout, old: Tensors, new: Tensors, terms: Sequence[_Sent]) -> Iterable[Layer]:
     """One layer per part of the model: its dense tensors as one vector, of those hospitals that sent all of them."""
     sent = {name for term in terms for name in term.update.tensors}
+    drawn = {name: f", group {number}" for number, group in enumerate(layout.groups, start=1) for name in group}
     parts: dict[str, list[str]] = {}
     for name in layout.dense:
         if name in sent:
-            parts.setdefault(layout.part[name], []).append(name)
-    for part, names in parts.items():
+            parts.setdefault(f"{layout.part[name]} (dense{drawn.get(name, '')})", []).append(name)
+    for layer, names in parts.items():
         senders = [term for term in terms if all(name in term.update.tensors for name in names)]
         if senders and sum(term.update.weight for term in senders) > 0:
-            yield _dense_layer(f"{part} (dense)", names, old, new, senders)
+            yield _dense_layer(layer, names, old, new, senders)
 
 
 def _dense_layer(name: str, names: Sequence[str], old: Tensors, new: Tensors, senders: Sequence[_Sent]) -> Layer:

@@ -46,6 +46,7 @@ class Claims:
             does; None: nothing is claimed.
         ranks: ``mixed``: hospitals may have different LoRA ranks; ``equal``: ``init`` refuses them.
         optimizer: Name of the local optimizer the setting shows.
+        groups: Groups of tensors of the toy federation that a schedule draws (:mod:`.scheduled`); empty: none.
     """
 
     identity: Literal["exact", "effective", "none"] = "effective"
@@ -55,6 +56,7 @@ class Claims:
     gauge: Literal["invariant", "not"] | None = None
     ranks: Literal["equal", "mixed"] = "equal"
     optimizer: str = "sgd"
+    groups: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.identity == "none") != bool(self.reason):
@@ -102,7 +104,7 @@ class Bench:
 
     def another_world(self, ranks: Sequence[int], dtype: torch.dtype = torch.float64) -> World:
         """A world of these ranks."""
-        return make_world(ranks, dtype, self.claims.optimizer)
+        return make_world(ranks, dtype, self.claims.optimizer, self.claims.groups)
 
     @cached_property
     def last(self) -> Round:

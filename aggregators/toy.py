@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -116,13 +116,19 @@ class World:
         return next(hospital for hospital in self.setting.hospitals if hospital.name == name)
 
 
-def make_world(ranks: Sequence[int] = (2, 2, 2), dtype: torch.dtype = torch.float64, optimizer: str = "sgd") -> World:
+def make_world(
+    ranks: Sequence[int] = (2, 2, 2),
+    dtype: torch.dtype = torch.float64,
+    optimizer: str = "sgd",
+    groups: tuple[tuple[str, ...], ...] = (),
+) -> World:
     """A world with one hospital per rank, all different, with 3, 4, 5, ... examples.
 
     Args:
         ranks: LoRA rank per hospital.
         dtype: Of every tensor.
         optimizer: What the setting says of the local optimizer; the trainer always takes plain gradient steps.
+        groups: Of the layout, for a schedule.
     """
     names = [f"hospital-{number:02d}" for number in range(1, len(ranks) + 1)]
     hospitals = [
@@ -130,7 +136,7 @@ def make_world(ranks: Sequence[int] = (2, 2, 2), dtype: torch.dtype = torch.floa
     ]
     setting = Setting(
         trainable=_initial(max(ranks), dtype),
-        layout=LAYOUT,
+        layout=replace(LAYOUT, groups=groups),
         hospitals=tuple(hospitals),
         optimizer=optimizer,
         frozen=FROZEN,

@@ -14,8 +14,11 @@ from wardround.aggregators import FedAvg, FedBn
 from wardround.aggregators.contract import Layout
 from wardround.aggregators.toy import LR, STEPS_PER_EPOCH, initial_state, make_world, streams
 from wardround.clients.methods import METHODS
+from wardround.clients.network import Model
 from wardround.clients.sam import Sam
+from wardround.clients.vit import Vit
 
+TINY: Model = Sam(size="tiny", image_size=32)
 NORMS = {"encoder.norm.weight", "encoder.norm.bias"}
 
 
@@ -58,20 +61,29 @@ def test_who_gets_which_norms() -> None:
         assert torch.equal(other["head.bias"], own["head.bias"])
 
 
-def layout_of(method: str) -> Layout:
-    return METHODS[method]().attach(Sam(size="tiny", image_size=32).build(2, streams))
+def layout_of(method: str, model: Model = TINY) -> Layout:
+    return METHODS[method]().attach(model.build(2, streams))
 
 
 def test_what_the_docstring_says_of_the_methods() -> None:
-    parts = {name: {one.part[n] for n in FedBn().personal(one)} for name in METHODS for one in [layout_of(name)]}
+    of_sam = [name for name, cls in METHODS.items() if "sam" in cls.models]
+    parts = {name: {one.part[n] for n in FedBn().personal(one)} for name in of_sam for one in [layout_of(name)]}
     assert parts["lora"] == set()
     assert all(parts[name] == {"head"} for name in ("attention_code", "partial_decoder", "flap_sam"))
     assert all(len(parts[name]) > 1 for name in ("full", "decoder", "lora_decoder", "samed", "ma_sam"))
 
 
+def test_of_a_vit_full_trains_scale_and_shift_and_bias_the_shift() -> None:
+    kinds = {
+        name: {one.rsplit(".", 1)[-1] for one in FedBn().personal(layout_of(name, Vit(size="tiny", image_size=32)))}
+        for name in ("full", "bias", "lora", "linear")
+    }
+    assert kinds == {"full": {"weight", "bias"}, "bias": {"bias"}, "lora": set(), "linear": set()}
+
+
 def test_a_method_without_norms_is_refused() -> None:
     setting = replace(one_pair(), layout=layout_of("lora"))
-    with pytest.raises(ValueError, match=r"expected trainable normalisation layers .* lora_decoder, samed, ma_sam"):
+    with pytest.raises(ValueError, match=r"expected trainable .* lora_decoder, samed, ma_sam.* a ViT full, or bias"):
         FedBn().init(setting, streams)
 
 
