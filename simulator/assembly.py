@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,33 +11,37 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..aggregators.contract import HospitalInfo, Phase, ServerState, Setting, Tensors
+from ..aggregators.contract import Phase, ServerState, Setting, Tensors
+from ..aggregators.scheduled import name_of
+from ..clients import METHODS
 from ..clients.batches import Source
-from ..clients.evaluation import source_of
+from ..clients.class_losses import CrossEntropy
+from ..clients.contract import Method, at_rank, rank_of
 from ..clients.features import Features
-from ..clients.methods import LowRank, Method
+from ..clients.losses import Loss, SegmentationLoss
 from ..clients.optimizers import SGD
 from ..clients.replica import Replica
 from ..clients.training import Training, Workplace
 from ..datasets.augment import fixed_variants
-from ..datasets.cache import Preparation
-from ..datasets.contract import Case, Cases, Dataset, Federation, Volume
+from ..datasets.class_counts import histogram
+from ..datasets.contract import Case, Dataset, Federation, Volume, has_classes, with_masks
+from ..datasets.facts import no_facts
 from ..datasets.fingerprints import file_hash, text_hash
-from ..datasets.windows import HospitalWindows, PreparedVolume, Windows
 from .assessment import Assessor
-from .attacks import poisoned
 from .builder import resolve
 from .checkpoint import Checkpoint
-from .cohort import Hospital, Outsider
+from .cohort import Hospital
 from .federation import Federated, initial_memories
-from .placement import place_windows
-from .progress import counting
+from .image_assessment import ImageAssessor
+from .prepared import Prepared, preparation_of, prepare
 from .randomness import streams
 from .resident import Resident
-from .results import COMMON, POOLED
+from .results import COMMON
 from .runtime import Runtime
 from .sampling import Cohort, draw, drop
+from .scheduling import draw_of, with_schedule
 from .stages import check_stages
+from .volume_assessment import VolumeAssessor
 from .weights import check_rule, rule_of
 
 if TYPE_CHECKING:
@@ -46,12 +50,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """The cases of an experiment, found and split, with the SHA-256 of every file."""
+    """The cases of an experiment, found and split, with the SHA-256 of every file.
+
+    Args:
+        federation: Who has which case.
+        pool: All cases of the folder, those that nobody has included.
+        file_hashes: Of the files of the federation.
+        data_hash: Of who has what.
+        weights_hash: Of the weights of the base.
+    """
 
     federation: Federation
+    pool: tuple[Case, ...]
     file_hashes: Mapping[Path, str]
     data_hash: str
     weights_hash: str
+
+    @property
+    def cases(self) -> list[Case]:
+        """All cases of the federation, in the order of :func:`all_cases`."""
+        return [case for _, _, case in all_cases(self.federation)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +81,6 @@ class Assembled:
     assessor: Assessor
     features: Features
     initial: Checkpoint
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """The volumes of an experiment, ready to train and to be scored.
-
-    Args:
-        hospitals: Those that train, with their windows where batches are cut out, by name, sorted. Their ranks are not
-            set.
-        outsiders: Volumes that are scored and belong to none of them.
-        sizes: Training windows of every hospital of the federation, also where they are pooled.
-    """
-
-    hospitals: Mapping[str, Hospital]
-    outsiders: tuple[Outsider, ...]
-    sizes: Mapping[str, int]
 
 
 def locate(experiment: Experiment, data: Path | None, resident: Resident | None = None) -> Located:
@@ -104,10 +106,17 @@ def _find_cases(experiment: Experiment, data: Path | None) -> Located:
     """The cases, without the hash of the weights."""
     root = experiment.data.locate(data)
     pool = experiment.data.pool(root)
-    facts = preparation_of(experiment, len(pool.classes)).facts
+    facts = no_facts if has_classes(experiment.data) else preparation_of(experiment, len(pool.classes)).facts
     federation = experiment.split.federation(pool, root, streams(experiment.split_seed, "split"), facts)
-    hashes = {path: file_hash(path) for _, _, case in all_cases(federation) for path in case.files}
-    return Located(federation=federation, file_hashes=hashes, data_hash=_data_hash(federation, hashes), weights_hash="")
+    paths = dict.fromkeys(path for _, _, case in all_cases(federation) for path in case.files)
+    hashes = {path: file_hash(path) for path in paths}
+    return Located(
+        federation=federation,
+        pool=pool.cases,
+        file_hashes=hashes,
+        data_hash=_data_hash(federation, hashes),
+        weights_hash="",
+    )
 
 
 def assemble(
@@ -138,8 +147,13 @@ def assemble(
     prepared = _prepared(experiment, located, device, quiet, shared)
     hospitals = {name: _ranked(experiment, hospital) for name, hospital in prepared.hospitals.items()}
     federated = Federated(
-        aggregator=experiment.aggregator,
-        workplace=Workplace(replica=replica, training=_training(experiment, prepared), augment=experiment.augment),
+        aggregator=with_schedule(experiment.aggregator, replica.layout, draw_of(experiment.method), experiment.seed),
+        workplace=Workplace(
+            replica=replica,
+            training=_training(experiment, prepared),
+            augment=experiment.augment,
+            loss=loss_of(experiment, located.federation),
+        ),
         hospitals=hospitals,
         weights=experiment.weights.weights([hospital.info for hospital in hospitals.values()]),
         cohort=Cohort() if experiment.pooled else experiment.cohort,
@@ -148,14 +162,8 @@ def assemble(
         rule=rule_of(experiment.weights),
         stages=experiment.stages,
     )
-    assessor = Assessor(
-        evaluation=experiment.evaluation,
-        windows=experiment.windows,
-        classes=located.federation.classes,
-        read=partial(read_unchanged, experiment.data, located.file_hashes),
-        check=partial(check_unchanged, hashes=located.file_hashes),
-    )
-    features = keep_features(federated, experiment.windows, experiment.runtime)
+    assessor = assessor_of(experiment, located)
+    features = keep_features(federated, _scored_sources(federated, assessor), experiment.runtime)
     federated = replace(federated, workplace=replace(federated.workplace, kept=features if features else None))
     server = _initial_server(federated)
     check_stages(federated, server)
@@ -169,73 +177,42 @@ def assemble(
     )
 
 
+def assessor_of(experiment: Experiment, located: Located) -> Assessor:
+    """How the cases of an experiment are scored."""
+    if has_classes(experiment.data):
+        return ImageAssessor(
+            evaluation=experiment.evaluation,
+            classes=located.federation.classes,
+            check_files=partial(check_files, hashes=located.file_hashes),
+        )
+    return VolumeAssessor(
+        evaluation=experiment.evaluation,
+        windows=experiment.windows,
+        classes=located.federation.classes,
+        read=partial(read_unchanged, with_masks(experiment.data), located.file_hashes),
+        check_case=partial(check_unchanged, hashes=located.file_hashes),
+    )
+
+
+def loss_of(experiment: Experiment, federation: Federation) -> Loss:
+    """The loss of an experiment; one that weighs classes counts the training images of the whole federation."""
+    usual = CrossEntropy() if has_classes(experiment.data) else SegmentationLoss()
+    loss = usual if experiment.loss is None else experiment.loss
+    train = [case for cases in federation.hospitals.values() for case in cases.train]
+    return loss.fitted(histogram(train, len(federation.classes)))
+
+
 def _prepared(
     experiment: Experiment, located: Located, device: torch.device, quiet: bool, shared: Resident
 ) -> Prepared:
     """The volumes, which several runs share; their files are those that were located, every time."""
-    parts = (experiment.data, experiment.windows, experiment.stages.attack)
+    parts = (experiment.data, experiment.windows, experiment.stages.attack)  # every setting that batches depend on
     files = text_hash([str(path) for path in located.file_hashes])  # equal data may lie in two folders
     where = (device, experiment.runtime.windows)
     key = (located.data_hash, files, *map(resolve, parts), experiment.model.image_size, experiment.pooled, where)
     prepared = shared.once("windows", key, partial(prepare, experiment, located, device, quiet=quiet, resident=shared))
-    for _, _, case in all_cases(located.federation):
-        check_unchanged(case, located.file_hashes)
+    check_files(located.file_hashes, located.file_hashes)
     return prepared
-
-
-def prepare(
-    experiment: Experiment,
-    located: Located,
-    device: torch.device,
-    *,
-    quiet: bool = True,
-    resident: Resident | None = None,
-) -> Prepared:
-    """Reads what is not in the cache yet, cuts windows, and brings them where batches are made.
-
-    Args:
-        experiment: The experiment.
-        located: Its cases.
-        device: Where to compute.
-        quiet: No progress bar.
-        resident: What runs of this process share: federations that have a volume in common map it once.
-
-    Raises:
-        ValueError: a volume is bad.
-    """
-    federation = located.federation
-    preparation = preparation_of(experiment, len(federation.classes))
-    volumes = _Volumes(preparation=preparation, hashes=located.file_hashes, shared=resident or Resident())
-    with counting("preparing", quiet=quiet) as announce:
-        preparation.prepare_all(volumes.missing([case for _, _, case in all_cases(federation)]), announce)
-    hospitals = {
-        name: _hospital(experiment, name, cases, volumes) for name, cases in sorted(federation.hospitals.items())
-    }
-    sizes = {name: len(hospital.train) for name, hospital in hospitals.items()}
-    outsiders = tuple(_outsiders(federation, volumes))
-    if experiment.pooled:
-        outsiders = (*_scored_apart(hospitals), *outsiders)
-        hospitals = {POOLED: _pool(hospitals, experiment.windows)}
-    return Prepared(
-        hospitals=place_windows(hospitals, device, experiment.runtime.windows), outsiders=outsiders, sizes=sizes
-    )
-
-
-def _pool(hospitals: Mapping[str, Hospital], windows: Windows) -> Hospital:
-    """One hospital with the training windows of all, and nothing to be scored on."""
-    volumes = [volume for hospital in hospitals.values() for volume in hospital.train.volumes]
-    train = HospitalWindows(volumes, windows)
-    info = HospitalInfo(name=POOLED, num_examples=len(train), rank=None)
-    return Hospital(info=info, train=train, validation=(), test=())
-
-
-def _scored_apart(hospitals: Mapping[str, Hospital]) -> Iterator[Outsider]:
-    """The volumes that hospitals are scored on, under their own names."""
-    for name, hospital in hospitals.items():
-        if hospital.validation:
-            yield Outsider(name=name, split="validation", volumes=hospital.validation)
-        if hospital.test:
-            yield Outsider(name=name, split="test", volumes=hospital.test)
 
 
 def _training(experiment: Experiment, prepared: Prepared) -> Training:
@@ -334,70 +311,21 @@ def at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequenc
     """The method with the largest rank any hospital has; hospitals of a lower one use the first rows."""
     if not ranks:
         return method
-    if not isinstance(method, LowRank):
-        raise ValueError(f"ranks: expected a method with LoRA, got {type(method).__name__}")
+    own = rank_of(method)
+    if own is None:
+        word = next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__)
+        raise ValueError(f"ranks: expected a method with LoRA or low-rank prompts, got {word}")
     unknown = sorted(set(ranks) - set(hospitals))
     if unknown:
         raise ValueError(f"ranks: unknown hospitals {unknown}, expected some of {sorted(hospitals)}")
-    largest = max(ranks.get(name, method.lora.rank) for name in hospitals)
-    return replace(method, lora=replace(method.lora, rank=largest))
-
-
-def preparation_of(experiment: Experiment, num_classes: int) -> Preparation:
-    """How the volumes of an experiment are prepared, and where."""
-    return Preparation(
-        dataset=experiment.data,
-        num_classes=num_classes,
-        image_size=experiment.model.image_size,
-        windows=experiment.windows,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Volumes:
-    """The prepared volumes of cases; federations that have a case in common share its volume."""
-
-    preparation: Preparation
-    hashes: Mapping[Path, str]
-    shared: Resident
-
-    def missing(self, cases: Sequence[Case]) -> list[Case]:
-        """Those that are not there yet."""
-        return [case for case in cases if self.shared.found("volumes", self._key(case)) is None]
-
-    def of(self, cases: Sequence[Case]) -> tuple[PreparedVolume, ...]:
-        """The volumes of cases, in their order."""
-        return tuple(
-            self.shared.once("volumes", self._key(case), partial(self.preparation.load, case)) for case in cases
-        )
-
-    def _key(self, case: Case) -> object:
-        return self.preparation, case, [self.hashes[path] for path in case.files]
-
-
-def _hospital(experiment: Experiment, name: str, cases: Cases, volumes: _Volumes) -> Hospital:
-    windows = HospitalWindows(volumes.of(cases.train), experiment.windows)
-    train = poisoned(experiment.stages.attack, name, windows, volumes.preparation.num_classes)
-    return Hospital(
-        info=HospitalInfo(name=name, num_examples=len(train), rank=None),
-        train=train,
-        validation=volumes.of(cases.validation),
-        test=volumes.of(cases.test),
-    )
+    return at_rank(method, max(ranks.get(name, own) for name in hospitals))
 
 
 def _ranked(experiment: Experiment, hospital: Hospital) -> Hospital:
     """The hospital with the rank it has in this experiment."""
-    name, method = hospital.info.name, experiment.method
-    rank = experiment.ranks.get(name, method.lora.rank) if isinstance(method, LowRank) else None
+    name, own = hospital.info.name, rank_of(experiment.method)
+    rank = None if own is None else experiment.ranks.get(name, own)
     return replace(hospital, info=replace(hospital.info, rank=rank))
-
-
-def _outsiders(federation: Federation, volumes: _Volumes) -> Iterator[Outsider]:
-    if federation.common:
-        yield Outsider(name=COMMON, split="test", volumes=volumes.of(federation.common))
-    for name, cases in federation.unseen.items():
-        yield Outsider(name=name, split="unseen", volumes=volumes.of(cases))
 
 
 def make_setting(
@@ -422,35 +350,40 @@ def _initial_server(federated: Federated) -> ServerState:
     try:
         return federated.aggregator.init(setting, federated.rng("server"))
     except ValueError as error:
-        raise ValueError(f"aggregator {type(federated.aggregator).__name__}: {error}") from error
+        raise ValueError(f"aggregator {name_of(federated.aggregator)}: {error}") from error
 
 
-def keep_features(federated: Federated, windows: Windows, runtime: Runtime) -> Features:
-    """Room for what the frozen start of the model makes of windows: those that train, then those that are scored.
+def keep_features(federated: Federated, scored: Iterable[Source], runtime: Runtime) -> Features:
+    """Room for what the frozen start of the model makes of examples: those that train, then those that are scored.
 
     Args:
         federated: The run.
-        windows: How volumes are cut for scoring.
+        scored: What is scored.
         runtime: How much room.
     """
     return Features(
         federated.workplace.replica,
-        _lasting_sources(federated, windows),
+        [*_training_sources(federated), *scored],
         memory_mb=runtime.features_mb,
         disk_mb=runtime.features_disk_mb,
     )
 
 
-def _lasting_sources(federated: Federated, windows: Windows) -> Iterator[Source]:
+def _training_sources(federated: Federated) -> Iterator[Source]:
     """What batches of all rounds are cut from, in order of names; the streams are those of :func:`.run_round`."""
-    place, hospitals = federated.workplace, federated.hospitals
-    for name, hospital in sorted(hospitals.items()):
-        forms = fixed_variants(place.augment, len(hospital.train), federated.rng("lasting", name))
+    augment = federated.workplace.augment
+    for name, hospital in sorted(federated.hospitals.items()):
+        forms = fixed_variants(augment, len(hospital.train), federated.rng("lasting", name))
         yield Source(windows=hospital.train, variants=forms)
-    scored = [part for _, hospital in sorted(hospitals.items()) for part in (hospital.validation, hospital.test)]
-    for volumes in (*scored, *(outsider.volumes for outsider in federated.outsiders)):
-        if volumes:
-            yield source_of(volumes, windows, place.replica)
+
+
+def _scored_sources(federated: Federated, assessor: Assessor) -> Iterator[Source]:
+    """What is scored, in order of names."""
+    hospitals = [hospital for _, hospital in sorted(federated.hospitals.items())]
+    scored = [cases for hospital in hospitals for cases in (hospital.validation, hospital.test)]
+    for cases in (*scored, *(outsider.cases for outsider in federated.outsiders)):
+        if len(cases):
+            yield assessor.source(cases, federated.workplace.replica)
 
 
 def read_unchanged(dataset: Dataset, hashes: Mapping[Path, str], case: Case) -> Volume:
@@ -467,7 +400,12 @@ def read_unchanged(dataset: Dataset, hashes: Mapping[Path, str], case: Case) -> 
 
 def check_unchanged(case: Case, hashes: Mapping[Path, str]) -> None:
     """Raises ValueError when a file of a case is not the one that the run is named after."""
-    for path in case.files:
+    check_files(case.files, hashes)
+
+
+def check_files(paths: Iterable[Path], hashes: Mapping[Path, str]) -> None:
+    """Raises ValueError when a file is not the one that the run is named after."""
+    for path in paths:
         if file_hash(path) != hashes[path]:
             raise ValueError(
                 f"{path}: expected the file that was there when the run began, it has changed since; put it back to go "
@@ -480,6 +418,8 @@ def _data_hash(federation: Federation, hashes: Mapping[Path, str]) -> str:
     digest = hashlib.sha256(repr(federation.classes).encode())
     for hospital, split, case in all_cases(federation):
         digest.update(f"{hospital}/{split}/{case.name}/{case.patient}".encode())
+        if case.target is not None:
+            digest.update(f"/{case.target}/{case.row}".encode())
         for path in case.files:
             digest.update(hashes[path].encode())
     return digest.hexdigest()

@@ -1,67 +1,77 @@
-"""Scores the federation after a round: every hospital's deployed model on that hospital's volumes.
+"""Scores the federation after a round: every hospital's deployed model on that hospital's cases.
 
-Hospitals in a row that are given the same model are scored in the same batches. The truth comes from the prepared
-volumes; files are read again for the last evaluation only, which leaves predictions and pictures in the run directory.
+Hospitals in a row that are given the same model are scored in the same batches. What is asked of a model, and how its
+answers are scored, is an :class:`Assessor`'s: of volumes (:mod:`.volume_assessment`) or of images
+(:mod:`.image_assessment`).
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..aggregators.contract import Tensors
-from ..clients.evaluation import Evaluation, Scored, evaluate, source_of, summarise
-from ..datasets.contract import Case, Volume
-from ..datasets.nifti import write_prediction
-from ..datasets.windows import PreparedVolume, Windows
+from ..clients.batches import Source
+from ..clients.evaluation import Evaluation
+from ..clients.replica import Replica
+from ..clients.training import Workplace
 from .checkpoint import Checkpoint
-from .federation import Federated, Rows, metric_row
-from .files import file_stem, write_bytes
+from .cohort import Scored
+from .federation import Federated, Rows, joined, metric_row
 from .progress import Progress
 from .results import UNSEEN, mean
 
 SPLITS = ("validation", "test", UNSEEN)
-"""What volumes are for."""
+"""What cases are for."""
 
 HELD_SPLITS = ("test", UNSEEN)
 """The splits that wait where something is selected: nothing of them may be known before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assessor:
-    """How volumes are read and scored in this run.
+class Subject:
+    """Cases that are scored together: a split of a hospital, or an outsider.
 
     Args:
-        evaluation: When and how.
-        windows: How windows are made.
-        classes: Names of the foreground classes.
-        read: Reads a case on its native grid. Raises ValueError where a file is not the one that the run began with.
-        check: Raises the same, without reading the case.
+        name: Of the hospital or the outsider.
+        split: What its cases are for.
+        cases: They themselves.
     """
 
-    evaluation: Evaluation
-    windows: Windows
-    classes: tuple[str, ...]
-    read: Callable[[Case], Volume]
-    check: Callable[[Case], None]
+    name: str
+    split: str
+    cases: Scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of scoring a subject.
+
+    Args:
+        subject: Which.
+        summary: Its scores by metric, None where one is undefined.
+        rows: Rows of other files than ``metrics.jsonl``.
+        answers: What :meth:`Assessor.pooled` needs of it.
+    """
+
+    subject: Subject
+    summary: Mapping[str, float | None]
+    rows: Rows = field(default_factory=dict)
+    answers: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keepsakes:
-    """What the last evaluation leaves in the run directory: label maps and, for the report, a few overlays.
+    """What the last evaluation leaves in the run directory: predictions and, for the report, a few pictures.
 
     Args:
         folder: The run directory.
-        predictions: Write ``predictions/<hospital>/<case>.nii.gz``.
-        overlays: Write ``overlays/<hospital>.npz``; these hold slices of patients.
+        predictions: Write what was predicted, to ``predictions/<hospital>``.
+        overlays: Write ``overlays/<hospital>.npz``; these hold pictures of patients.
     """
 
     folder: Path
@@ -69,43 +79,57 @@ class Keepsakes:
     overlays: bool
 
     def wants(self, split: str) -> bool:
-        """Whether anything is kept of the volumes of a split, which are then read again."""
+        """Whether anything is kept of the cases of a split."""
         return split != "validation" and (self.predictions or self.overlays)
 
-    def keep(self, hospital: str, scored: Scored, volume: Volume) -> None:
-        """Writes the label map of one volume, onto the grid of its file."""
-        if self.predictions:
-            path = self.folder / "predictions" / file_stem(hospital) / f"{file_stem(volume.case.name)}.nii.gz"
-            write_prediction(path, scored.prediction, volume)
 
-    def keep_overlays(self, hospital: str, overlays: Sequence[Overlay]) -> None:
-        """Writes the best, the median and the worst volume of a hospital."""
-        if self.overlays:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **_stack(_best_median_worst(overlays)))
-            write_bytes(self.folder / "overlays" / f"{file_stem(hospital)}.npz", buffer.getvalue())
+class Assessor(Protocol):
+    """What is asked of a model, and how its answers are scored."""
 
+    @property
+    def headline(self) -> str:
+        """The metric that stands for a run."""
+        ...
 
-@dataclass(frozen=True, kw_only=True)
-class Overlay:
-    """The slice of a volume with the largest true area: picture, truth, prediction."""
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the C classes."""
+        ...
 
-    case: str
-    slice: int
-    dice: float
-    spacing_mm: tuple[float, float]
-    image: NDArray[np.float32]
-    truth: NDArray[np.uint8]
-    prediction: NDArray[np.uint8]
+    @property
+    def evaluation(self) -> Evaluation:
+        """When and how."""
+        ...
 
+    def source(self, cases: Scored, replica: Replica) -> Source:
+        """The examples that a model is asked about."""
+        ...
 
-@dataclass(frozen=True, kw_only=True)
-class _Subject:
-    """Volumes that are scored together: a split of a hospital, or an outsider."""
+    def check(self, cases: Scored) -> None:
+        """Raises ValueError where a file is not the one that the run began with."""
+        ...
 
-    name: str
-    split: str
-    volumes: tuple[PreparedVolume, ...]
+    def assess(
+        self, place: Workplace, number: int, subjects: Sequence[Subject], *, final: bool, keepsakes: Keepsakes | None
+    ) -> Iterator[Outcome]:
+        """Scores subjects with the tensors that the replica holds, in their order.
+
+        Args:
+            place: The model.
+            number: The round.
+            subjects: What is scored.
+            final: Whether this is the last round: scores that take longer are computed too.
+            keepsakes: What to write.
+        """
+        ...
+
+    def pooled(self, number: int, outcomes: Sequence[Outcome], *, final: bool) -> Rows:
+        """Rows about all subjects of a split together, where that is another number than the mean over them."""
+        ...
+
+    def values(self, place: Workplace, sources: Sequence[Source]) -> Iterator[tuple[str, float | None]]:
+        """Name and headline score of every case of sources, in their order."""
+        ...
 
 
 def assess(
@@ -118,14 +142,14 @@ def assess(
     keepsakes: Keepsakes | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> Rows:
-    """Metric and case rows of every hospital and of every outsider; also shows the mean test Dice.
+    """Rows of every hospital and of every outsider; also shows the mean test score.
 
     Args:
         federated: The run.
         assessor: How to score.
         checkpoint: The state to score.
         progress: Shows the result.
-        final: Also HD95 and surface Dice, and that all files are still those that the run began with.
+        final: Also scores that take longer, and that all files are still those that the run began with.
         keepsakes: What to write, for the last round.
         splits: What is scored.
 
@@ -133,30 +157,33 @@ def assess(
         ValueError: in the last round, a file has changed.
     """
     rows: Rows = {"metrics": [], "cases": []}
-    place = federated.workplace
+    place, outcomes = federated.workplace, list[Outcome]()
     place.replica.set_base(checkpoint.server.base)
-    test_dice = []
     for model, subjects in _by_model(federated, checkpoint, splits):
         if final:
-            _check_files(assessor, subjects)
+            for subject in subjects:
+                assessor.check(subject.cases)
         place.replica.load(model)
-        sources = [source_of(subject.volumes, assessor.windows, place.replica) for subject in subjects]
-        scored = evaluate(place, sources, assessor.classes, assessor.evaluation, surfaces=final)
-        for subject in subjects:
-            of_subject = islice(scored, len(subject.volumes))
-            summary = _record(assessor, checkpoint.round, subject, of_subject, keepsakes, rows)
-            test_dice += [summary["dice"]] if subject.split == "test" else []
-    if test_dice:
-        progress.dice(mean(test_dice))
-    return rows
+        for outcome in assessor.assess(place, checkpoint.round, subjects, final=final, keepsakes=keepsakes):
+            outcomes.append(outcome)
+            rows = joined(rows, {"metrics": _metric_rows(checkpoint.round, outcome)}, outcome.rows)
+    scores = [one.summary[assessor.headline] for one in outcomes if one.subject.split == "test"]
+    if scores:
+        progress.score(mean(scores), assessor.headline)
+    return joined(rows, assessor.pooled(checkpoint.round, outcomes, final=final))
+
+
+def _metric_rows(number: int, outcome: Outcome) -> list[dict[str, Any]]:
+    subject = outcome.subject
+    return [metric_row(number, subject.name, subject.split, metric, value) for metric, value in outcome.summary.items()]
 
 
 def _by_model(
     federated: Federated, checkpoint: Checkpoint, splits: Sequence[str]
-) -> Iterator[tuple[Tensors, list[_Subject]]]:
+) -> Iterator[tuple[Tensors, list[Subject]]]:
     """All that is scored, in order, together where the model that is deployed stays the same from one to the next."""
     model: Tensors = {}
-    together: list[_Subject] = []
+    together: list[Subject] = []
     for tensors, subject in _deployments(federated, checkpoint, splits):
         if together and not _equal(tensors, model):
             yield model, together
@@ -169,15 +196,15 @@ def _by_model(
 
 def _deployments(
     federated: Federated, checkpoint: Checkpoint, splits: Sequence[str]
-) -> Iterator[tuple[Tensors, _Subject]]:
+) -> Iterator[tuple[Tensors, Subject]]:
     """What is scored, with the model that is deployed there."""
     deploy, server = federated.aggregator.deploy, checkpoint.server
     for name, hospital in federated.hospitals.items():
         own = {"validation": hospital.validation, "test": hospital.test}
         subjects = [
-            _Subject(name=name, split=split, volumes=volumes)
-            for split, volumes in own.items()
-            if volumes and split in splits
+            Subject(name=name, split=split, cases=cases)
+            for split, cases in own.items()
+            if len(cases) and split in splits
         ]
         if subjects:
             model = deploy(server, hospital.info, checkpoint.memories[name].tensors)
@@ -185,7 +212,7 @@ def _deployments(
     for outsider in federated.outsiders:
         if outsider.split not in splits:
             continue
-        subject = _Subject(name=outsider.name, split=outsider.split, volumes=outsider.volumes)
+        subject = Subject(name=outsider.name, split=outsider.split, cases=outsider.cases)
         yield deploy(server, None, {}), subject
 
 
@@ -193,80 +220,3 @@ def _equal(left: Tensors, right: Tensors) -> bool:
     return left.keys() == right.keys() and all(
         value is right[name] or torch.equal(value, right[name]) for name, value in left.items()
     )
-
-
-def _check_files(assessor: Assessor, subjects: Iterable[_Subject]) -> None:
-    for subject in subjects:
-        for volume in subject.volumes:
-            assessor.check(volume.case)
-
-
-def _record(
-    assessor: Assessor,
-    number: int,
-    subject: _Subject,
-    scored: Iterable[Scored],
-    keepsakes: Keepsakes | None,
-    rows: Rows,
-) -> dict[str, float | None]:
-    """Adds the rows of a subject, and keeps what is to be kept of its volumes. Gives its scores."""
-    scores, overlays = [], []
-    for one in scored:
-        scores.append(one.scores)
-        rows["cases"] += _case_rows(number, subject, one)
-        if keepsakes is not None and keepsakes.wants(subject.split):
-            volume = assessor.read(one.volume.case)
-            overlays.append(_overlay(one, volume))
-            keepsakes.keep(subject.name, one, volume)
-    if overlays and keepsakes is not None:
-        keepsakes.keep_overlays(subject.name, overlays)
-    summary = summarise(scores, assessor.classes)
-    rows["metrics"] += [
-        metric_row(number, subject.name, subject.split, metric, value) for metric, value in summary.items()
-    ]
-    return summary
-
-
-def _case_rows(number: int, subject: _Subject, scored: Scored) -> list[dict[str, Any]]:
-    case = {"round": number, "hospital": subject.name, "split": subject.split, "case": scored.volume.case.name}
-    return [{**case, "metric": metric, "value": value} for metric, value in scored.scores.items()]
-
-
-def _overlay(scored: Scored, volume: Volume) -> Overlay:
-    number = int((volume.label > 0).sum(axis=(1, 2)).argmax())
-    low, high = float(volume.image.min()), float(volume.image.max())
-    image = (volume.image[number] - low) / max(high - low, 1e-12)
-    return Overlay(
-        case=volume.case.name,
-        slice=number,
-        dice=float(scored.scores["dice"] or 0.0),
-        spacing_mm=volume.spacing_mm[1:],
-        image=image.astype(np.float32),
-        truth=volume.label[number],
-        prediction=scored.prediction[number],
-    )
-
-
-def _best_median_worst(overlays: Sequence[Overlay]) -> list[Overlay]:
-    ranked = sorted(overlays, key=lambda overlay: (-overlay.dice, overlay.case))
-    chosen = sorted({0, len(ranked) // 2, len(ranked) - 1})
-    return [ranked[position] for position in chosen]
-
-
-def _stack(overlays: Sequence[Overlay]) -> dict[str, Any]:
-    """Arrays by name; slices of different size are padded with zeros to the largest."""
-    height = max(overlay.image.shape[0] for overlay in overlays)
-    width = max(overlay.image.shape[1] for overlay in overlays)
-
-    def padded(picture: NDArray[Any]) -> NDArray[Any]:
-        return np.pad(picture, [(0, height - picture.shape[0]), (0, width - picture.shape[1])])
-
-    return {
-        "image": np.stack([padded(overlay.image) for overlay in overlays]),
-        "truth": np.stack([padded(overlay.truth) for overlay in overlays]),
-        "prediction": np.stack([padded(overlay.prediction) for overlay in overlays]),
-        "case": np.array([overlay.case for overlay in overlays]),
-        "slice": np.array([overlay.slice for overlay in overlays]),
-        "dice": np.array([overlay.dice for overlay in overlays]),
-        "spacing_mm": np.array([overlay.spacing_mm for overlay in overlays]),
-    }

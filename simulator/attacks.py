@@ -8,7 +8,8 @@ round 1 (:func:`poisoned`); validation and test labels are never touched.
 Attacks change the trained tensors only. Whatever else attackers send stays that of an honest hospital: control variates
 (``ClientUpdate.extra`` of SCAFFOLD) and reported numbers (the losses of q-FedAvg), which a real attacker may forge too.
 
-Legend: n hospitals in a round, f of them attackers, Delta_k honest step of attacker k, C classes beside the background.
+Legend: n hospitals in a round, f of them attackers, Delta_k honest step of attacker k, C classes: of voxels beside the
+background, or of images.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..aggregators.contract import Streams, Tensors
-from ..datasets.windows import HospitalWindows
+from ..datasets.contract import Task
+from ..datasets.examples import Examples
+
+AnyExamples = TypeVar("AnyExamples", bound=Examples)
 
 Steps = Mapping[str, Tensors]
 """Step by name of the hospital: tensors by name."""
@@ -236,17 +240,19 @@ class LabelFlip:
 
     ::
 
-        c -> C - c        or  c -> mapping[c]
+        c -> L - 1 - c    or  c -> mapping[c]        for the L labels 0..L-1
+
+    Voxels have L = C + 1 labels, the background first; images have L = C.
 
     Args:
         hospitals: Names of the attackers.
-        mapping: What each label 0..C becomes, the background first: ``[0, 2, 1]`` exchanges two classes and leaves the
-            background. Empty: ``c -> C - c``, which exchanges background and last class.
+        mapping: What each label becomes, in their order: ``[0, 2, 1]`` exchanges two classes and leaves the background,
+            or the first class of images. Empty: ``c -> L - 1 - c``, which exchanges the first and the last label.
 
     Source: data poisoning as in Tolpegin et al., "Data Poisoning Attacks Against Federated Learning Systems", arXiv
     2007.08432, and Fang et al., arXiv 1911.11815; not re-read.
 
-    Differs from the papers in: voxels are relabelled, not images.
+    Differs from the papers in: in segmentation, voxels are relabelled, not images.
     """
 
     hospitals: tuple[str, ...]
@@ -258,19 +264,30 @@ class LabelFlip:
             low, high = min(self.mapping), max(self.mapping)
             if low < 0 or high >= len(self.mapping):
                 raise ValueError(
-                    f"mapping: expected a label of 0..{len(self.mapping) - 1} for each of them, got {self.mapping!r}"
+                    f"mapping: expected a label of 0..{len(self.mapping) - 1} in each of its {len(self.mapping)} places"
+                    f" (one per class of the data, and the background of volumes), got {self.mapping!r}"
                 )
             if self.mapping == tuple(range(len(self.mapping))):
                 raise ValueError(f"mapping: expected some label to change, got {self.mapping!r}")
 
-    def labels(self, num_classes: int) -> tuple[int, ...]:
-        """What each label 0..C becomes, C being ``num_classes``. Raises ValueError when ``mapping`` has another C."""
+    def labels(self, num_classes: int, task: Task = "segmentation") -> tuple[int, ...]:
+        """What each label becomes.
+
+        Args:
+            num_classes: C.
+            task: Whether voxels are relabelled, which have a background too, or images.
+
+        Raises:
+            ValueError: ``mapping`` has another number of labels.
+        """
+        background = task == "segmentation"
+        number = num_classes + background
         if not self.mapping:
-            return tuple(range(num_classes, -1, -1))
-        if len(self.mapping) != num_classes + 1:
+            return tuple(range(number - 1, -1, -1))
+        if len(self.mapping) != number:
+            which = f"background and {num_classes} classes" if background else f"the {num_classes} classes of images"
             raise ValueError(
-                f"attack.mapping: expected {num_classes + 1} labels (background and {num_classes} classes), "
-                f"got {self.mapping!r}"
+                f"attack.mapping: expected {number} labels ({which}), got {len(self.mapping)}: {self.mapping!r}"
             )
         return self.mapping
 
@@ -279,21 +296,24 @@ class LabelFlip:
         return {hospital: dict(tensors) for hospital, tensors in steps.items()}
 
 
-def poisoned(attack: Attack | None, hospital: str, windows: HospitalWindows, num_classes: int) -> HospitalWindows:
-    """The training windows of a hospital as an attack leaves them.
+def poisoned(
+    attack: Attack | None, hospital: str, examples: AnyExamples, num_classes: int, task: Task = "segmentation"
+) -> AnyExamples:
+    """The training windows or images of a hospital as an attack leaves them.
 
     Args:
         attack: The attack of the run, if any.
-        hospital: Whose windows they are.
-        windows: Its training windows.
+        hospital: Whose examples they are.
+        examples: What it trains on.
         num_classes: C.
+        task: Whether the labels are those of voxels or of images.
 
     Returns:
-        The same windows, with labels that are changed when they are read: no volume is written to.
+        The same examples, with labels that are changed when they are read: no volume is written to.
     """
     if not isinstance(attack, LabelFlip) or hospital not in attack.hospitals:
-        return windows
-    return windows.relabelled(attack.labels(num_classes))
+        return examples
+    return examples.relabelled(attack.labels(num_classes, task))
 
 
 ATTACKS: dict[str, type] = {

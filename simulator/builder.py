@@ -94,16 +94,22 @@ def resolve(value: object, without: type | tuple[type, ...] = ()) -> Any:
         held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
         hints = _hints(type(value))
         return {
-            name: {**_plugin_head(hints[name], item), **plain} if isinstance(plain, dict) else plain
-            for name, item in held.items()
-            if not isinstance(item, without)
-            for plain in [resolve(item, without)]
+            name: _resolved(hints[name], item, without) for name, item in held.items() if not isinstance(item, without)
         }
     if isinstance(value, Mapping):
         return {key: resolve(item, without) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [resolve(item, without) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _resolved(hint: Any, value: object, without: type | tuple[type, ...]) -> Any:
+    """The plain value of a field, a plug-in with its name, a list of plug-ins with theirs."""
+    items = get_args(_plain(hint)) if isinstance(value, tuple) else ()
+    if isinstance(value, tuple) and items[1:] == (Ellipsis,):
+        return [_resolved(items[0], item, without) for item in value]
+    plain = resolve(value, without)
+    return {**_plugin_head(hint, value), **plain} if isinstance(plain, dict) else plain
 
 
 def expand(cls: type, value: object) -> Any:
@@ -311,7 +317,8 @@ def _lacking(hint: Any, cls: type) -> list[str]:
 
 def _union(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:
     """The first member that the value fits; else what is wrong inside the one that came furthest."""
-    for member in _members(hint):
+    members = [member for member in _members(hint) if member is not types.NoneType]
+    for member in members:
         found: list[Problem] = []
         result = _value(member, value, path, found)
         if not found:
@@ -319,10 +326,17 @@ def _union(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:
         if any(problem.path != path for problem in found):
             problems += found
             return _INVALID
-    wanted = " or ".join(
-        _WANTED.get(member, "a list" if get_origin(member) is tuple else str(member)) for member in _members(hint)
-    )
-    return _note(problems, path, f"expected {wanted}, got {_show(value)}")
+    *wanted, last = [word for member in members for word in _wanted(member)]
+    return _note(problems, path, f"expected {', '.join(wanted)} or {last}, got {_show(value)}")
+
+
+def _wanted(member: Any) -> list[str]:
+    """What a member of a union takes, in words."""
+    if get_origin(member) is Literal:
+        return [str(word) for word in get_args(member)]
+    if get_origin(member) is tuple:
+        return ["a list"]
+    return [_WANTED.get(member, str(member))]
 
 
 def _literal(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:

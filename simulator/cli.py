@@ -211,18 +211,22 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from .table import TableSetting, rows, text
+    from .table import TableSetting, assumed_text, known_classes, rows, text
 
-    setting = TableSetting()
+    setting, assumed = TableSetting(), False
     if args.experiment is not None:
         from .config import load_experiment
 
-        setting = TableSetting.of(load_experiment(args.experiment, _experiments(args), args.set))
+        experiment = load_experiment(args.experiment, _experiments(args), args.set)
+        setting = TableSetting.of(experiment)
+        assumed = args.classes is None and known_classes(experiment) is None
     elif args.set:
         raise ValueError("--set: expected an experiment to change, as in `wardround table hippocampus --set rounds=10`")
     given = {name: getattr(args, name) for name in ("model", "image_size", "classes", "rank", "rounds")}
     found = rows(setting.changed(**{name: value for name, value in given.items() if value is not None}))
     print(json.dumps([row.as_dict() for row in found], indent=2) if args.json else text(found))
+    if assumed:
+        print(assumed_text(setting.classes), file=sys.stderr if args.json else sys.stdout)
     return OK
 
 
@@ -279,7 +283,10 @@ def _data_phantom(args: argparse.Namespace) -> int:
     return OK
 
 
-_PHANTOM = ("hospitals", "train_cases", "test_cases", "difficulty", "size", "slices", "seed")
+_PHANTOM = (
+    "hospitals", "train_cases", "test_cases", "train_images", "test_images", "classes", "skew", "difficulty", "size",
+    "slices", "seed",
+)  # fmt: skip
 
 
 def _data_settings(args: argparse.Namespace) -> DataSettings:
@@ -415,6 +422,10 @@ def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hospitals", type=int, metavar="N", help="how many (4)")
     parser.add_argument("--train-cases", type=int, metavar="N", help="training volumes per hospital (5)")
     parser.add_argument("--test-cases", type=int, metavar="N", help="test volumes per hospital (3)")
+    parser.add_argument("--train-images", type=int, metavar="N", help="images: training images per hospital (200)")
+    parser.add_argument("--test-images", type=int, metavar="N", help="images: test images per hospital (100)")
+    parser.add_argument("--classes", type=int, metavar="C", help="images: kinds of lesion, 2 to 7 (5)")
+    parser.add_argument("--skew", type=float, metavar="S", help="images: how unequal a hospital's classes are (0.3)")
     parser.add_argument("--difficulty", choices=("easy", "medium", "hard"), help="how hard (medium)")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="rows and columns, about (64)")
     parser.add_argument("--slices", type=int, metavar="N", help="slices of a volume, about (16)")
@@ -422,7 +433,7 @@ def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-LAYOUTS = ("msd", "fed_kits19", "fed_ixi", "prostate")
+LAYOUTS = ("msd", "fed_kits19", "fed_ixi", "prostate", "images")
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -521,10 +532,10 @@ def _replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="take model, rank and rounds from here")
-    parser.add_argument("--model", help="sam-vit-b, sam-vit-l, sam-vit-h, sam-mini (sam-vit-b)")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width of a slice (224)")
-    parser.add_argument("--classes", type=int, metavar="C", help="foreground classes (2)")
-    parser.add_argument("--rank", type=int, metavar="R", help="LoRA rank (32)")
+    parser.add_argument("--model", help="sam-vit-b, -l, -h, sam-mini, vit-ti16, -s16, -b16, -l16, vit-mini (sam-vit-b)")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width of a slice or image (224)")
+    parser.add_argument("--classes", type=int, metavar="C", help="classes, of SAM those of the foreground (2)")
+    parser.add_argument("--rank", type=int, metavar="R", help="of LoRA (32) and of low-rank prompts (4)")
     parser.add_argument("--rounds", type=int, help="rounds of the paper-style overhead (25)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     _set_argument(parser)

@@ -16,7 +16,13 @@ from ..clients.hospital import Assignment, Turn, take_turn, take_turns_together
 from ..clients.stack import Stack
 from ..clients.stacked_training import unlike
 from ..clients.training import NonFiniteLossError, Workplace
-from ..datasets.windows import HospitalWindows, PreparedVolume
+from ..datasets.examples import Examples
+from ..datasets.images import HospitalImages
+from ..datasets.windows import PreparedVolume
+from .headline import HEADLINES, SEGMENTATION, Headline
+
+Scored = tuple[PreparedVolume, ...] | HospitalImages
+"""What a model is scored on: volumes, or images with a class each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,25 +30,31 @@ class Hospital:
     """A hospital of the run: what the server knows of it, and its data in memory."""
 
     info: HospitalInfo
-    train: HospitalWindows
-    validation: tuple[PreparedVolume, ...]
-    test: tuple[PreparedVolume, ...]
+    train: Examples
+    validation: Scored
+    test: Scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outsider:
-    """Volumes that belong to no hospital of the run; scored with the model of a site never seen.
+    """Cases that belong to no hospital of the run; scored with the model of a site never seen.
 
     Args:
         name: ``common``, or the site.
         split: ``test``: the common test set; ``unseen``: a site that was left out. Where all cases are pooled, also the
-            ``validation`` and ``test`` volumes of every hospital.
-        volumes: Its volumes.
+            ``validation`` and ``test`` cases of every hospital.
+        cases: They themselves.
     """
 
     name: str
     split: Literal["validation", "test", "unseen"]
-    volumes: tuple[PreparedVolume, ...]
+    cases: Scored
+
+
+def volumes_of(cases: Scored) -> tuple[PreparedVolume, ...]:
+    """Cases that are volumes. A run has one kind: nobody asks this of images."""
+    assert isinstance(cases, tuple)
+    return cases
 
 
 Announce = Callable[[str, Turn | None], None]
@@ -74,7 +86,7 @@ def train_cohort(
     for group in _groups(rule, assignments, 1 if stack is None else stack.size):
         names = [assignment.hospital.name for assignment in group]
         announce(names[0], None)
-        with _naming(names):
+        with _naming(names, HEADLINES[workplace.loss.task]):
             if stack is None or len(group) == 1:
                 done = [take_turn(workplace, rule, assignment) for assignment in group]
             else:
@@ -127,14 +139,19 @@ def _name(of: Assignment | Turn) -> str:
 
 
 @contextmanager
-def _naming(names: Sequence[str]) -> Iterator[None]:
-    """What goes wrong has the name of the hospital, or of all that train together where nobody knows which it is."""
+def _naming(names: Sequence[str], headline: Headline = SEGMENTATION) -> Iterator[None]:
+    """What goes wrong has the name of the hospital, or of all that train together where nobody knows which it is.
+
+    Args:
+        names: Of those that train together.
+        headline: What their cases are called.
+    """
     try:
         yield
     except NonFiniteLossError as error:
         raise ValueError(
             f"hospital {names[error.row]!r}: {error}. Lower training.optimizer.lr, set training.clip_norm, "
-            "or look for odd intensities in its volumes"
+            f"or look for odd intensities in its {headline.cases}"
         ) from error
     except ValueError as error:
         which = f"hospital {names[0]!r}" if len(names) == 1 else f"one of the hospitals {names!r}"

@@ -5,7 +5,8 @@
     {"cohorts":      {"":                {"of": ..., "drawn": [hash of all rounds]}},
      "batches":      {hospital:          {"of": ..., "drawn": [round 1, round 2]}},
      "augmentation": {hospital:          {"of": ..., "drawn": [round 1, round 2]}},
-     "initial":      {"part/kind":       {"of": ..., "drawn": [hash, or one per row of all A]}}}
+     "initial":      {"part/kind":       {"of": ..., "drawn": [hash, or one per row of all A]}},
+     "schedule":     {"":                {"of": ..., "drawn": [hash of all rounds]}}}     where tensors have one
 
 ``of`` is a hash of the settings that a draw depends on: where two runs have the same, they draw the same, as far as the
 shorter of the two lists goes. Rows of A have a hash each, as rank 4 is the first four rows of rank 32.
@@ -24,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from ..aggregators.contract import Phase, Tensors
+from ..aggregators.scheduled import Scheduled
 from ..clients.batches import Draw, draws
 from ..datasets.fingerprints import text_hash
 from .builder import resolve
@@ -60,7 +62,23 @@ def common_numbers(federated: Federated, rounds: int) -> dict[str, dict[str, Dra
         "batches": {name: batches for name, (batches, _) in taken.items()},
         "augmentation": {name: augmentation for name, (_, augmentation) in taken.items()},
         "initial": initial_values(federated),
+        **_schedule(federated, rounds),
     }
+
+
+def _schedule(federated: Federated, rounds: int) -> dict[str, dict[str, Drawn]]:
+    """Which group of tensors every hospital would train, all rounds; empty without a schedule."""
+    scheduled, names = federated.aggregator, sorted(federated.hospitals)
+    if not isinstance(scheduled, Scheduled):
+        return {}
+    layout, digest = federated.workplace.replica.layout, hashlib.sha256()
+    shared = scheduled.draw == "shared"
+    asked = names[:1] if shared else names
+    for number in range(1, rounds + 1):
+        digest.update(repr([scheduled.drawn(layout, number, name) for name in asked]).encode())
+    who = "all" if shared else names
+    of = _of(len(layout.groups), who, getattr(scheduled.schedule, "__qualname__", ""), rounds)
+    return {"schedule": {"": {"of": of, "drawn": [digest.hexdigest()[:DIGITS]]}}}
 
 
 def _cohorts(federated: Federated, rounds: int) -> Drawn:

@@ -1,23 +1,26 @@
-"""``wardround compare``: two finished runs side by side: what was different, and what came of it, volume by volume.
+"""``wardround compare``: two finished runs side by side: what was different, and what came of it, case by case.
 
 ::
 
-    d_i = score of the second run on volume i - score of the first;   difference = mean over sites of mean over volumes
+    d_i = score of the second run on case i - score of the first;   difference = mean over sites of mean over cases
 
-The interval is over volumes within sites (:mod:`.sweeps.statistics`). It says nothing about another seed: that needs a
-sweep.
+A case is a volume of a segmentation, scored by its Dice, or an image of a classification: 1 where it was told right, 0
+where not. The interval is over cases within sites (:mod:`.sweeps.statistics`). It says nothing about another seed: that
+needs a sweep.
 """
 
 from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .builder import leaves
+from .headline import HIGHER, Headline
 from .reports.page import UNDEFINED, Table, count_text, signed_text
 from .results import UNSEEN, RunRecords, mean
 from .sweeps.pairing import unpaired as drew_otherwise
@@ -56,7 +59,7 @@ class SiteDifference:
     Args:
         site: Its name.
         unseen: Which runs left it out of their training: none, ``left``, ``right`` or ``both``.
-        volumes: Pairs of volumes.
+        cases: Pairs of cases.
         left: Mean of the first run over them.
         right: Mean of the second run over them.
         difference: Second minus first.
@@ -64,7 +67,7 @@ class SiteDifference:
 
     site: str
     unseen: str
-    volumes: int
+    cases: int
     left: float
     right: float
     difference: Interval
@@ -72,17 +75,17 @@ class SiteDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreDifference:
-    """One score over all volumes that both runs were scored on.
+    """One score over all cases that both runs were scored on.
 
     Args:
-        name: ``Dice``, ``HD95 mm`` or ``surface Dice``.
+        name: ``Dice``, ``HD95 mm`` or ``surface Dice``; ``Accuracy``.
         left: Mean over sites of the first run.
         right: Mean over sites of the second run.
         difference: Second minus first.
         sites: Per site.
         worst_site: Where the second run does worst against the first.
-        volumes: Pairs of volumes.
-        undefined: Volumes times classes that are left out, as the score of one of the two is undefined.
+        cases: Pairs of cases.
+        undefined: Cases times classes that are left out, as the score of one of the two is undefined.
     """
 
     name: str
@@ -91,7 +94,7 @@ class ScoreDifference:
     difference: Interval
     sites: tuple[SiteDifference, ...]
     worst_site: str
-    volumes: int
+    cases: int
     undefined: int
 
 
@@ -104,9 +107,12 @@ class Comparison:
         right: Folder of the second.
         settings: What differs in the config.
         circumstances: What differs in data, weights, code and environment.
-        scores: Dice first; HD95 and surface Dice where they are defined.
-        only_left: Volumes, per site, that only the first run was scored on.
-        only_right: Volumes, per site, that only the second run was scored on.
+        headline: What both are judged by.
+        scores: The headline's first; HD95 and surface Dice where they are defined.
+        whole: Scores that no single case has, such as AUROC, by name: of the first and of the second run. Of the mean
+            over the hospitals, and of all images together.
+        only_left: Cases, per site, that only the first run was scored on.
+        only_right: Cases, per site, that only the second run was scored on.
         warnings: What a reader has to know.
     """
 
@@ -114,7 +120,9 @@ class Comparison:
     right: Path
     settings: tuple[Difference, ...]
     circumstances: tuple[Difference, ...]
+    headline: Headline
     scores: tuple[ScoreDifference, ...]
+    whole: Mapping[str, tuple[float, float]]
     only_left: Mapping[str, int]
     only_right: Mapping[str, int]
     warnings: tuple[str, ...]
@@ -128,24 +136,34 @@ def compare(left: Path, right: Path) -> Comparison:
         right: Folder of the second run.
 
     Raises:
-        ValueError: a folder is no finished run, or the two have other classes or no volume in common.
+        ValueError: a folder is no finished run, or the two have other tasks, other classes or no case in common.
     """
     first, second = _load(left), _load(right)
+    headline = first.headline
+    if headline != second.headline:
+        raise ValueError(
+            f"expected runs of one task, got {first.task} in {left} and {second.task} in {right}: their scores are of "
+            "other kinds"
+        )
     if first.classes != second.classes:
         raise ValueError(
-            f"expected runs that segment the same classes, got {list(first.classes)} in {left} and "
+            f"expected runs that {_does(headline)} the same classes, got {list(first.classes)} in {left} and "
             f"{list(second.classes)} in {right}"
         )
-    ours, theirs = _volumes(first), _volumes(second)
+    ours, theirs = _scored(first), _scored(second)
     if not ours.keys() & theirs.keys():
         raise ValueError(
-            f"expected volumes that both runs were scored on, got none: {count_text(len(ours), 'volume')} in {left}, "
+            f"expected {headline.cases} that both runs were scored on, got none: "
+            f"{count_text(len(ours), headline.case)} in {left}, "
             f"{len(theirs)} others in {right}; compare runs of the same data and split_seed"
         )
     settings = tuple(_differences(_settings(first.config), _settings(second.config)))
     circumstances = tuple(_differences(_circumstances(first), _circumstances(second)))
     unseen = {site: _unseen(site, first, second) for site in {*first.unseen, *second.unseen}}
-    made = (_score(name, metrics, better, ours, theirs, unseen) for name, metrics, better in _scores(first.classes))
+    made = (
+        _score(name, metrics, better, ours, theirs, unseen)
+        for name, metrics, better in _scores(headline, first.classes)
+    )
     scores = tuple(score for score in made if score is not None)
     only_left, only_right = _counted(ours.keys() - theirs.keys()), _counted(theirs.keys() - ours.keys())
     return Comparison(
@@ -153,11 +171,17 @@ def compare(left: Path, right: Path) -> Comparison:
         right=right,
         settings=settings,
         circumstances=circumstances,
+        headline=headline,
         scores=scores,
+        whole=dict(_whole(first, second)),
         only_left=only_left,
         only_right=only_right,
         warnings=tuple(_warnings(first, second, scores[0], only_left, only_right)),
     )
+
+
+def _does(headline: Headline) -> str:
+    return {"segmentation": "segment", "classification": "tell apart"}[headline.task]
 
 
 def _load(path: Path) -> RunRecords:
@@ -203,14 +227,11 @@ def _value(value: Any) -> str:
 # ---- what came of it -------------------------------------------------------------------------------------------------
 
 Scored = dict[Volume, dict[str, float | None]]
-"""The scores of every volume by metric."""
-
-HIGHER, LOWER = 1, -1
-"""Which values of a score are better."""
+"""The scores of every case by metric."""
 
 
-def _volumes(records: RunRecords) -> Scored:
-    """Scores of the volumes of the test split, and of sites that were left out, after the last round."""
+def _scored(records: RunRecords) -> Scored:
+    """Scores of the cases of the test split, and of sites that were left out, after the last round."""
     found: Scored = {}
     for row in records.cases:
         if row.split in ("test", UNSEEN) and row.round == records.rounds:
@@ -218,30 +239,49 @@ def _volumes(records: RunRecords) -> Scored:
     return found
 
 
-def _scores(classes: Iterable[str]) -> list[tuple[str, list[str], int]]:
-    """Names of the scores, the metrics that each is the mean of, and which values are better."""
+def _scores(headline: Headline, classes: Iterable[str]) -> list[tuple[str, list[str], int]]:
+    """Names of the scores that cases have, the metrics that each is the mean of, and which values are better."""
     per_class = list(classes)
-    return [
-        ("Dice", ["dice"], HIGHER),
-        ("HD95 mm", [f"hd95_mm/{name}" for name in per_class], LOWER),
-        ("surface Dice", [f"surface_dice/{name}" for name in per_class], HIGHER),
+    others = [
+        (other.word, [f"{other.key}/{name}" for name in per_class], other.better)
+        for other in headline.others
+        if other.per_class
     ]
+    return [(headline.word, [headline.key], HIGHER), *others]
+
+
+def _whole(left: RunRecords, right: RunRecords) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Scores that no single case has, where both runs have them: the mean over hospitals, and of all cases together."""
+    finals = [(records.final(), records.together()) for records in (left, right)]
+    whole = [other for other in left.headline.others if not other.per_class]
+    for other in whole:
+        means = [mean(score.others[other.key] for score in scores) for scores, _ in finals]
+        yield from _both(f"{other.word}, mean over hospitals", *means)
+    words = {left.headline.word: [None if one is None else one.score for _, one in finals]}
+    words |= {other.word: [None if one is None else one.others[other.key] for _, one in finals] for other in whole}
+    for word, values in words.items():
+        yield from _both(f"{word}, all {left.headline.cases} together", *values)
+
+
+def _both(name: str, left: float | None, right: float | None) -> Iterator[tuple[str, tuple[float, float]]]:
+    if left is not None and right is not None:
+        yield name, (left, right)
 
 
 def _score(
     name: str, metrics: list[str], better: int, ours: Scored, theirs: Scored, unseen: Mapping[str, str]
 ) -> ScoreDifference | None:
-    """One score over all volumes that have it in both runs; None where none has."""
+    """One score over all cases that have it in both runs; None where none has."""
     left: dict[Volume, float] = {}
     right: dict[Volume, float] = {}
     undefined = 0
-    for volume in sorted(ours.keys() & theirs.keys()):
-        pairs = [(ours[volume].get(metric), theirs[volume].get(metric)) for metric in metrics]
+    for case in sorted(ours.keys() & theirs.keys()):
+        pairs = [(ours[case].get(metric), theirs[case].get(metric)) for metric in metrics]
         both = [(one, other) for one, other in pairs if one is not None and other is not None]
         undefined += len(pairs) - len(both)
         if both:  # a class counts where both have it
-            left[volume] = sum(one for one, _ in both) / len(both)
-            right[volume] = sum(other for _, other in both) / len(both)
+            left[case] = sum(one for one, _ in both) / len(both)
+            right[case] = sum(other for _, other in both) / len(both)
     if not left:
         return None
     differences = by_site(paired({0: right}, {0: left}).differences[0])
@@ -250,7 +290,7 @@ def _score(
         SiteDifference(
             site=site,
             unseen=unseen.get(site, "none"),
-            volumes=len(values),
+            cases=len(values),
             left=means[0][site],
             right=means[1][site],
             difference=mean_over_sites({site: values}),
@@ -264,7 +304,7 @@ def _score(
         difference=mean_over_sites(differences),
         sites=sites,
         worst_site=min(sites, key=lambda site: better * site.difference.mean).site,
-        volumes=len(left),
+        cases=len(left),
         undefined=undefined,
     )
 
@@ -274,21 +314,21 @@ def _unseen(site: str, left: RunRecords, right: RunRecords) -> str:
     return "both" if len(sides) == 2 else sides[0]
 
 
-def _counted(volumes: Iterable[Volume]) -> dict[str, int]:
-    """How many volumes there are per site."""
-    sites = sorted(site for site, _ in volumes)
-    return {site: sites.count(site) for site in dict.fromkeys(sites)}
+def _counted(cases: Iterable[Volume]) -> dict[str, int]:
+    """How many cases there are per site."""
+    return dict(sorted(Counter(site for site, _ in cases).items()))
 
 
 def _warnings(
     left: RunRecords,
     right: RunRecords,
-    dice: ScoreDifference,
+    score: ScoreDifference,
     only_left: Mapping[str, int],
     only_right: Mapping[str, int],
 ) -> Iterator[str]:
     if left.manifest.get("data_hash") != right.manifest.get("data_hash"):
-        yield "The runs saw other data: volumes are paired by hospital and name, and may hold other images."
+        holds = "may hold other images" if left.task == "segmentation" else "may be others"
+        yield f"The runs saw other data: {left.headline.cases} are paired by hospital and name, and {holds}."
     seeds = [records.config.get("seed") for records in (left, right)]
     if seeds[0] != seeds[1]:
         yield (
@@ -300,29 +340,40 @@ def _warnings(
         yield "The runs were made by other code: a difference may come from it."
     if only_left or only_right:
         counts = f"{sum(only_left.values())} of the first, {sum(only_right.values())} of the second"
-        yield f"Volumes that only one run was scored on are left out: {counts}."
+        yield f"{left.headline.cases.capitalize()} that only one run was scored on are left out: {counts}."
     for which, records in (("first", left), ("second", right)):
-        foreign = sorted(records.untrained & {site.site for site in dice.sites})
+        foreign = sorted(records.untrained & {site.site for site in score.sites})
         if foreign:
             yield (
                 f"The {which} run trains every hospital alone: at {', '.join(foreign)} it was scored with the initial "
                 "values, a model of nobody's."
             )
-    if dice.volumes < MIN_PAIRS:
-        yield f"{count_text(dice.volumes, 'pair')} of volumes: only large differences can be told (below {MIN_PAIRS})."
-    small = [site.site for site in dice.sites if site.volumes < MIN_VOLUMES]
+    if score.cases < MIN_PAIRS:
+        pairs = f"{count_text(score.cases, 'pair')} of {left.headline.cases}"
+        yield f"{pairs}: only large differences can be told (below {MIN_PAIRS})."
+    small = [site.site for site in score.sites if site.cases < MIN_VOLUMES]
     if small:
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-        yield f"Fewer than {MIN_VOLUMES} volumes at {', '.join(small[:5])}{more}: the intervals there are too narrow."
+        where = f"{', '.join(small[:5])}{more}"
+        yield f"Fewer than {MIN_VOLUMES} {left.headline.cases} at {where}: the intervals there are too narrow."
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
 def comparison_json(comparison: Comparison) -> str:
-    """The comparison as JSON."""
-    value = {**asdict(comparison), "left": comparison.left.as_posix(), "right": comparison.right.as_posix()}
-    return json.dumps(value, indent=2)
+    """The comparison as JSON; cases are called ``volumes`` or ``images``."""
+    plain = asdict(comparison)
+    headline, whole = plain.pop("headline"), plain.pop("whole")
+    value = {**plain, "left": comparison.left.as_posix(), "right": comparison.right.as_posix()}
+    value["scores"] = [_called(score, headline["cases"]) for score in value["scores"]]
+    return json.dumps({**value, **({"whole": whole} if whole else {})}, indent=2)
+
+
+def _called(score: Mapping[str, Any], cases: str) -> dict[str, Any]:
+    """A score with its sites, whose numbers of cases have a name."""
+    sites = [{cases if key == "cases" else key: value for key, value in site.items()} for site in score["sites"]]
+    return {cases if key == "cases" else key: value for key, value in {**score, "sites": sites}.items()}
 
 
 def comparison_text(comparison: Comparison) -> str:
@@ -332,7 +383,7 @@ def comparison_text(comparison: Comparison) -> str:
         _list("settings, first -> second", comparison.settings, "none: the same config"),
         _list("data, weights, code, environment, first -> second", comparison.circumstances, "the same"),
         _table(comparison).text(width=WIDTH),
-        _overall(comparison.scores),
+        _overall(comparison),
         "\n".join(line for warning in comparison.warnings for line in _wrapped(f"! {warning}")),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -348,40 +399,51 @@ def _list(title: str, differences: Iterable[Difference], nothing: str) -> str:
 
 
 def _table(comparison: Comparison) -> Table:
-    dice, *others = comparison.scores
+    first, *others = comparison.scores
+    headline = comparison.headline
     by_name = [{site.site: site for site in score.sites} for score in others]
-    header = ("site", "volumes", "first", "second", "Dice", "95 % interval", *(score.name for score in others))
+    header = (
+        "site",
+        headline.cases,
+        "first",
+        "second",
+        headline.word,
+        "95 % interval",
+        *(score.name for score in others),
+    )
     rows = tuple(
         (
             site.site if site.unseen == "none" else f"{site.site} (unseen: {site.unseen})",
-            str(site.volumes),
+            str(site.cases),
             f"{site.left:.3f}",
             f"{site.right:.3f}",
             signed_text(site.difference.mean),
             _ends(site.difference),
             *(signed_text(sites[site.site].difference.mean) if site.site in sites else UNDEFINED for sites in by_name),
         )
-        for site in dice.sites
+        for site in first.sites
     )
-    total = ("mean", str(dice.volumes), f"{dice.left:.3f}", f"{dice.right:.3f}", signed_text(dice.difference.mean))
-    footer = (*total, _ends(dice.difference), *(signed_text(score.difference.mean) for score in others))
+    total = ("mean", str(first.cases), f"{first.left:.3f}", f"{first.right:.3f}", signed_text(first.difference.mean))
+    footer = (*total, _ends(first.difference), *(signed_text(score.difference.mean) for score in others))
     note = (
-        f"Dice, {', '.join(score.name for score in others) or 'no other score'}: second minus first on the volumes "
-        "that both were scored on, after the last round; the mean is over sites. The intervals are over volumes: they "
-        "say nothing about other seeds."
+        f"{headline.word}, {', '.join(score.name for score in others) or 'no other score'}: second minus first on the "
+        f"{headline.cases} that both were scored on, after the last round; the mean is over sites. The intervals are "
+        f"over {headline.cases}: they say nothing about other seeds."
     )
     return Table(header=header, rows=rows, footer=(footer,), note=note)
 
 
-def _overall(scores: Iterable[ScoreDifference]) -> str:
+def _overall(comparison: Comparison) -> str:
     """A line per score."""
     lines = []
-    for score in scores:
+    for score in comparison.scores:
         left_out = f"; {count_text(score.undefined, 'undefined value')} left out" if score.undefined else ""
         lines += _wrapped(
             f"{score.name}: {signed_text(score.difference.mean)}, 95 % interval {_ends(score.difference)}, over "
-            f"{count_text(score.volumes, 'volume')}; worst site {score.worst_site}{left_out}"
+            f"{count_text(score.cases, comparison.headline.case)}; worst site {score.worst_site}{left_out}"
         )
+    for name, (left, right) in comparison.whole.items():
+        lines += _wrapped(f"{name}: {left:.3f} -> {right:.3f}, {signed_text(right - left)}; no interval")
     return "\n".join(lines)
 
 

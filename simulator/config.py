@@ -11,14 +11,17 @@ from typing import Annotated, Any
 from ..aggregators import AGGREGATORS
 from ..aggregators.contract import Aggregator
 from ..aggregators.fedavg import FedAvg
-from ..clients import METHODS, MODELS
+from ..clients import LOSSES, METHODS, MODELS, vit_weights, weight_files
 from ..clients.evaluation import Evaluation
+from ..clients.losses import Loss
 from ..clients.methods import Method
-from ..clients.sam import Sam
+from ..clients.network import Model
 from ..clients.training import Training
 from ..datasets import DATASETS
 from ..datasets.augment import AUGMENTS, Augment, Augmentation
-from ..datasets.contract import Dataset
+from ..datasets.contract import Dataset, ImageDataset, task_of
+from ..datasets.image_phantom import ImagePhantom
+from ..datasets.overlaps import overlapping
 from ..datasets.split import Split
 from ..datasets.windows import Windows
 from . import yaml12
@@ -32,12 +35,17 @@ from .weights import WEIGHTINGS, Examples, Weighting
 
 __all__ = ["ConfigError", "Experiment", "Runtime", "build", "identity", "load_experiment", "load_resolved", "resolve"]
 
-_NOT_IDENTITY = ("name", "purpose", *(f"runtime.{name}" for name in WHERE_AND_HOW), "model.weights")
-"""What does not enter a run's id: words, where and how it runs, the weights' path (their hash enters on its own)."""
+_OF_THE_BASE = ("model.weights", "model.pretrained_on")
+
+_NOT_IDENTITY = ("name", "purpose", *(f"runtime.{name}" for name in WHERE_AND_HOW), *_OF_THE_BASE)
+"""What does not enter a run's id: words, where and how it runs, the weights' path (their hash enters on its own), and
+what they have seen."""
 
 
 _IDENTITY_IF_OTHER: Mapping[str, Any] = {
+    "loss": None,
     "method.lora.blocks": None,
+    "method.lora.matrices": "qv",
     "pooled": False,
     "evaluation.test": "due",
     "evaluation.cross_site": False,
@@ -59,6 +67,7 @@ class Experiment:
         model: The base that every hospital starts from.
         method: Which tensors may train.
         training: How a hospital trains.
+        loss: What it minimises; null: FLAP-SAM's loss where there are masks, cross-entropy where there are classes.
         aggregator: What the server does with the updates.
         rounds: Rounds, >= 0; 0: the base is scored as it is.
         pooled: Train one model on the training cases of all hospitals together instead, taking as many steps as all of
@@ -76,13 +85,14 @@ class Experiment:
 
     name: str
     purpose: str = ""
-    data: Annotated[Dataset, DATASETS]
+    data: Annotated[Dataset | ImageDataset, DATASETS]
     split: Split = field(default_factory=Split)
     windows: Windows = field(default_factory=Windows)
     augment: Annotated[Augmentation, AUGMENTS] = field(default_factory=Augment)
-    model: Annotated[Sam, MODELS]
+    model: Annotated[Model, MODELS]
     method: Annotated[Method, METHODS]
     training: Training = field(default_factory=Training)
+    loss: Annotated[Loss | None, LOSSES] = None
     aggregator: Annotated[Aggregator, AGGREGATORS]
     rounds: int = 25
     pooled: bool = False
@@ -105,12 +115,62 @@ class Experiment:
         for name, seed in (("seed", self.seed), ("split_seed", self.split_seed)):
             if seed < 0:
                 problems.append(f"{name}: expected a number of at least 0, got {seed!r}")
+        problems += [*_of_another_task(self), *_seen_before(self)]
         problems += _not_pooled(self) if self.pooled else []
         low = {name: rank for name, rank in self.ranks.items() if rank < 1}
         if low:
             problems.append(f"ranks: expected numbers of at least 1, got {low!r}")
         if problems:
             raise ValueError("; ".join(problems))
+
+
+def _of_another_task(experiment: Experiment) -> list[str]:
+    """What does not go together with the model."""
+    model = type(experiment.model)
+    word = next((name for name, row in MODELS.items() if row is model), None)
+    suits: tuple[str, ...] | None = getattr(experiment.method, "models", None)
+    problems = []
+    if task_of(experiment.data) != model.task:
+        kind = {"segmentation": "volumes with masks", "classification": "images with a class each"}
+        problems.append(
+            f"data: expected {kind[model.task]}, as the model is for {model.task}, got {kind[task_of(experiment.data)]}"
+        )
+    if word is not None and suits is not None and word not in suits:
+        problems.append(f"method: expected one for the model {word!r}, got one for {', '.join(suits)}")
+    if model.task == "classification":
+        problems += _of_volumes(experiment)
+    if experiment.loss is not None and experiment.loss.task != model.task:
+        problems.append(f"loss: expected one for {model.task}, got one for {experiment.loss.task}")
+    return problems
+
+
+def _of_volumes(experiment: Experiment) -> list[str]:
+    """Settings that mean something for volumes alone, and are not at their defaults."""
+    usual = Evaluation()
+    given = {
+        "windows": experiment.windows != Windows(),
+        "evaluation.regions": experiment.evaluation.regions != usual.regions,
+        "evaluation.surface_tolerance_mm": experiment.evaluation.surface_tolerance_mm != usual.surface_tolerance_mm,
+    }
+    chosen = [path for path, is_set in given.items() if is_set]
+    return [f"{path}: expected none, as it is a setting of volumes, got one" for path in chosen]
+
+
+def _seen_before(experiment: Experiment) -> list[str]:
+    """Whether the weights were trained on images that are tested here."""
+    if experiment.model.weights == "random":
+        return []
+    seen = overlapping(experiment.data, experiment.model.pretrained_on) + _phantoms_seen(experiment)
+    return [f"model.pretrained_on: expected weights that have not seen the federation's images; {why}" for why in seen]
+
+
+def _phantoms_seen(experiment: Experiment) -> list[str]:
+    """Whether a packaged base was trained on the very phantoms of this experiment."""
+    data, weights = experiment.data, experiment.model.weights
+    if not isinstance(data, ImagePhantom) or weights not in vit_weights.PACKAGED:
+        return []
+    seed = weight_files.about(weights).get("image_phantom", {}).get("seed")
+    return [f"{weights} was trained on image phantoms of data.seed={seed!r}"] if data.seed == seed else []
 
 
 def _not_pooled(experiment: Experiment) -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..clients.evaluation import evaluate, source_of
-from ..datasets.windows import PreparedVolume
 from .assessment import Assessor
 from .checkpoint import Checkpoint
+from .cohort import Scored
 from .federation import Federated, Rows
 
 Site = tuple[str, str]
@@ -16,7 +15,7 @@ Site = tuple[str, str]
 
 
 def assess_across(federated: Federated, assessor: Assessor, checkpoint: Checkpoint) -> Rows:
-    """Rows of ``across.jsonl``: Dice of each volume that is scored under the deployed model of each other hospital.
+    """Rows of ``across.jsonl``: the headline score of each case under the deployed model of each other hospital.
 
     Args:
         federated: The run.
@@ -26,26 +25,26 @@ def assess_across(federated: Federated, assessor: Assessor, checkpoint: Checkpoi
     place = federated.workplace
     place.replica.set_base(checkpoint.server.base)
     scored_at = dict(_scored_at(federated))
-    sources = {at: source_of(volumes, assessor.windows, place.replica) for at, volumes in scored_at.items()}
+    sources = {at: assessor.source(cases, place.replica) for at, cases in scored_at.items()}
     rows: list[dict[str, Any]] = []
     for name, hospital in federated.hospitals.items():
         place.replica.load(
             federated.aggregator.deploy(checkpoint.server, hospital.info, checkpoint.memories[name].tensors)
         )
         others = [at for at in scored_at if at[0] != name]
-        scored = evaluate(place, [sources[at] for at in others], assessor.classes, assessor.evaluation, surfaces=False)
-        sites = (at for at in others for _ in scored_at[at])
-        for (site, split), one in zip(sites, scored, strict=True):
+        scored = assessor.values(place, [sources[at] for at in others])
+        sites = (at for at in others for _ in range(len(scored_at[at])))
+        for (site, split), (case, value) in zip(sites, scored, strict=True):
             where = {"round": checkpoint.round, "trained_at": name, "hospital": site, "split": split}
-            rows.append({**where, "case": one.volume.case.name, "metric": "dice", "value": one.scores["dice"]})
+            rows.append({**where, "case": case, "metric": assessor.headline, "value": value})
     return {"across": rows}
 
 
-def _scored_at(federated: Federated) -> Iterator[tuple[Site, tuple[PreparedVolume, ...]]]:
-    """All volumes that are scored, those of outsiders last."""
+def _scored_at(federated: Federated) -> Iterator[tuple[Site, Scored]]:
+    """All cases that are scored, those of outsiders last."""
     for name, hospital in federated.hospitals.items():
-        for split, volumes in (("validation", hospital.validation), ("test", hospital.test)):
-            if volumes:
-                yield (name, split), volumes
+        for split, cases in (("validation", hospital.validation), ("test", hospital.test)):
+            if len(cases):
+                yield (name, split), cases
     for outsider in federated.outsiders:
-        yield (outsider.name, outsider.split), outsider.volumes
+        yield (outsider.name, outsider.split), outsider.cases

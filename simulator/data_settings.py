@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from ..datasets import DATASETS
-from ..datasets.contract import Dataset
+from ..datasets.contract import Dataset, ImageDataset
 from ..datasets.split import Split
 from ..datasets.windows import Windows
 from .builder import build, expand, merge, unknown
@@ -22,12 +22,12 @@ class DataSettings:
     Args:
         data: Where the cases come from.
         split: Which hospital has which cases, and what for.
-        windows: How volumes become training windows.
-        image_size: Pixels to which slices are resized, >= 1.
+        windows: How volumes become training windows; images have none.
+        image_size: Pixels to which slices or images are resized, >= 1.
         split_seed: Of everything random in ``split``, >= 0.
     """
 
-    data: Annotated[Dataset, DATASETS]
+    data: Annotated[Dataset | ImageDataset, DATASETS]
     split: Split = field(default_factory=Split)
     windows: Windows = field(default_factory=Windows)
     image_size: int = 224

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from ..aggregators.contract import Phase, ServerState
+from ..aggregators.scheduled import name_of
 from ..clients.hospital import Assignment, Memory
 from ..clients.stack import Stack, stackable
 from ..clients.stacked_training import fit_together
@@ -131,7 +132,7 @@ def cannot_share(federated: Federated, server: ServerState) -> str | None:
     names, rule = sorted(federated.hospitals), federated.aggregator.rule
     first, last = (_assignment(federated, server, name).phases(rule) for name in (names[0], names[-1]))
     reason = phases_unlike([first, last])
-    return None if reason is None else f"aggregator {type(federated.aggregator).__name__} does not allow it: {reason}"
+    return None if reason is None else f"aggregator {name_of(federated.aggregator)} does not allow it: {reason}"
 
 
 def _assignment(federated: Federated, server: ServerState, name: str) -> Assignment:

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..clients.sam import SIZES
-
 if TYPE_CHECKING:
     from .config import Experiment
 
@@ -82,7 +80,7 @@ def advice(experiment: Experiment, device: str) -> str:
     numbers = {
         "training.batch_size": (training.batch_size, 1),
         "evaluation.batch_size": (experiment.evaluation.batch_size, 1),
-        "model.image_size": (experiment.model.image_size, SIZES[experiment.model.size].patch),
+        "model.image_size": (experiment.model.image_size, experiment.model.patch),
         "windows.depth": (experiment.windows.depth, 1),
         "runtime.features_mb": (runtime.features_mb, 0),
     }

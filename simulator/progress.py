@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TextIO
 
 from tqdm import tqdm
 
+from .headline import word_of
 from .reports.page import bytes_text
 
 REFRESH_S = 0.2
@@ -23,7 +24,7 @@ REFRESH_S = 0.2
 
 
 class Progress:
-    """Two bars on stderr with the current mean Dice, the loss, the memory in use and the time that is left.
+    """Two bars on stderr with the current score, the loss, the memory in use and the time that is left.
 
     Args:
         rounds: Rounds of the run.
@@ -38,7 +39,7 @@ class Progress:
         ...     progress.round(1, hospitals=1)
         ...     progress.hospital("hospital-1")
         ...     progress.step(loss=0.4)
-        ...     progress.dice(0.71)
+        ...     progress.score(0.71, "dice")
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Progress:
         self._begun = 0  # hospitals of this round
         self._drawn = 0.0  # when the numbers were last drawn
         self._loss: float | None = None
-        self._dice: float | None = None
+        self._score: tuple[str, float | None] = ("", None)
         self._round_bar: tqdm[Any] | None = None
         self._hospital_bar: tqdm[Any] | None = None
 
@@ -88,9 +89,14 @@ class Progress:
         if time.monotonic() - self._drawn > REFRESH_S:
             self._draw(self._postfix)
 
-    def dice(self, value: float | None) -> None:
-        """The mean Dice over the hospitals at the last evaluation."""
-        self._dice = value
+    def score(self, value: float | None, metric: str) -> None:
+        """The mean over the hospitals at the last evaluation.
+
+        Args:
+            value: The mean, None where it is undefined.
+            metric: Of what: ``dice`` or ``accuracy``.
+        """
+        self._score = (word_of(metric), value)
         self._draw(self._postfix)
 
     def message(self, text: str) -> None:
@@ -145,7 +151,7 @@ class Progress:
             bar.refresh()
 
     def _postfix(self) -> None:
-        shown = {"Dice": self._dice, "loss": self._loss}
+        shown = dict([self._score, ("loss", self._loss)])
         values = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
         values["memory"] = memory_text()
         if self._round_bar is not None:

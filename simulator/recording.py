@@ -138,6 +138,7 @@ def _setting(tensors: Tensors, words: Mapping[str, Any]) -> Setting:
             dense=tuple(layout["dense"]),
             part=layout["part"],
             kind=layout["kind"],
+            groups=tuple(tuple(group) for group in layout.get("groups", ())),
         ),
         hospitals=tuple(HospitalInfo(**hospital) for hospital in words["hospitals"]),
         optimizer=words["optimizer"],
@@ -182,13 +183,18 @@ def _differing(start: Tensors, shared: Tensors) -> Tensors:
 
 def _setting_words(setting: Setting) -> dict[str, Any]:
     return {
-        "layout": asdict(setting.layout),
+        "layout": _layout_words(setting.layout),
         "hospitals": [asdict(hospital) for hospital in setting.hospitals],
         "optimizer": setting.optimizer,
         "momentum": setting.momentum,
         "frozen": dict(setting.frozen),
         "cohort_size": setting.cohort_size,
     }
+
+
+def _layout_words(layout: Layout) -> dict[str, Any]:
+    words = asdict(layout)
+    return words if layout.groups else {name: word for name, word in words.items() if name != "groups"}
 
 
 def _update_words(update: ClientUpdate) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .builder import ConfigError, build
 from .files import read_json
 from .randomness import streams
 from .recording import RecordedRound, read_rounds, read_setting
+from .scheduling import with_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,13 @@ def replay(run: Path, aggregators: Mapping[str, Aggregator]) -> list[Replayed]:
     if manifest.is_file() and "updates" in read_json(manifest).get("cleaned", []):
         raise ValueError(f"{run}: its updates were removed by `wardround clean`; run it again with --record-updates")
     setting, rounds = read_setting(folder), read_rounds(folder)
-    seed = int(yaml12.load(run / "config.yaml")["seed"])
+    config = yaml12.load(run / "config.yaml")
+    seed = int(config["seed"])
     if not any(recorded.updates for recorded in rounds):
         raise ValueError(f"{folder}: expected recorded updates, every round there is empty")
+    if setting.layout.groups:  # all of them follow the schedule of the recorded run
+        draw = config["method"]["draw"]
+        aggregators = {name: with_schedule(one, setting.layout, draw, seed) for name, one in aggregators.items()}
     states = _initial_states(aggregators, setting, rounds, seed)
     return [
         step
@@ -145,7 +150,9 @@ def _check_plain(aggregator: Aggregator, server: ServerState, rounds: Sequence[R
             "about it, run it instead"
         )
     hospitals = {hospital.name: hospital for hospital in server.setting.hospitals}
-    for update in next(recorded.updates for recorded in rounds if recorded.updates):
+    recorded = next(recorded for recorded in rounds if recorded.updates)
+    server = replace(server, round=recorded.number - 1)
+    for update in recorded.updates:
         if update.hospital not in hospitals:
             raise ValueError(
                 "the server of the recorded run saw one mean only (stages.privacy or stages.secure_sum); record a run "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from . import yaml12
+from .headline import POOLED_PREFIX, Headline, OtherScore, Task, headline_of
 
 Series = dict[str, list[tuple[int, float | None]]]
 """Per hospital, ``(round, value)`` in order of rounds; None where the value is undefined."""
@@ -24,7 +25,7 @@ SERVER = "server"
 """The key in a :data:`Series` of rows that belong to no hospital."""
 
 COMMON = "common"
-"""The name under which the common test set is scored, where hospitals have no test volumes of their own."""
+"""The name under which the common test set is scored, where hospitals have no test cases of their own."""
 
 POOLED = "pooled"
 """The name of the one hospital of a run that trains on the cases of all."""
@@ -46,7 +47,7 @@ class MetricRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRow:
-    """A line of ``cases.jsonl``: one metric of one volume."""
+    """A line of ``cases.jsonl``: one metric of one volume or image."""
 
     round: int
     hospital: str
@@ -58,7 +59,7 @@ class CaseRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """A line of ``ledger.jsonl``: one hospital in one round. ``examples`` are its training windows."""
+    """A line of ``ledger.jsonl``: one hospital in one round. ``examples`` are its training windows or images."""
 
     round: int
     hospital: str
@@ -103,7 +104,7 @@ class InstrumentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AcrossRow:
-    """A line of ``across.jsonl``: a volume under the model of another hospital than its own, after the last round."""
+    """A line of ``across.jsonl``: a case under the model of another hospital than its own, after the last round."""
 
     round: int
     trained_at: str
@@ -115,32 +116,44 @@ class AcrossRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfusionRow:
+    """A line of ``confusion.jsonl``: images of one class that were taken for one class, after the last round.
+
+    Pairs of classes without an image have no line; hospital None: the images of all hospitals together.
+    """
+
+    round: int
+    hospital: str | None
+    split: str
+    target: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinalScores:
     """What one hospital reached at the last evaluation of a split.
 
     Args:
         hospital: Its name.
-        windows: Its training windows, None before it trained.
-        volumes: Volumes scored.
-        dice: Mean Dice, None when undefined.
-        per_class: Dice per class name.
-        hd95_mm: Mean over the classes of the 95th percentile of the surface distance, None when undefined everywhere.
-        hd95_undefined: Volumes times classes without an HD95.
-        surface_dice: Mean surface Dice over the classes.
-        surface_undefined: Volumes times classes without a surface Dice.
+        examples: Its training windows or images, None before it trained.
+        cases: Volumes or images scored.
+        score: The mean of the headline's metric over its cases, None when undefined.
+        per_class: Per class name: Dice of a segmentation, recall of a classification.
+        others: The headline's other scores by metric; those of surfaces are means over the classes where they are
+            defined. None when undefined.
+        undefined: Per metric of ``others``, the values (cases times classes) that it leaves out.
         bytes_down: Bytes it received over the run.
         bytes_up: Bytes it sent over the run.
     """
 
     hospital: str
-    windows: int | None
-    volumes: int
-    dice: float | None
+    examples: int | None
+    cases: int
+    score: float | None
     per_class: Mapping[str, float | None]
-    hd95_mm: float | None
-    hd95_undefined: int
-    surface_dice: float | None
-    surface_undefined: int
+    others: Mapping[str, float | None]
+    undefined: Mapping[str, int]
     bytes_down: int
     bytes_up: int
 
@@ -160,6 +173,7 @@ class RunRecords:
         timing: Rows of ``timing.jsonl``.
         instruments: Rows of ``instruments.jsonl``.
         across: Rows of ``across.jsonl``.
+        confusion: Rows of ``confusion.jsonl``.
     """
 
     path: Path
@@ -172,6 +186,7 @@ class RunRecords:
     timing: Sequence[TimingRow] = field(default_factory=list)
     instruments: Sequence[InstrumentRow] = field(default_factory=list)
     across: Sequence[AcrossRow] = field(default_factory=list)
+    confusion: Sequence[ConfusionRow] = field(default_factory=list)
 
     @classmethod
     def load(cls, run_dir: Path | str) -> Self:
@@ -192,6 +207,7 @@ class RunRecords:
             timing=_read_rows(path / "timing.jsonl", TimingRow),
             instruments=_read_rows(path / "instruments.jsonl", InstrumentRow),
             across=_read_rows(path / "across.jsonl", AcrossRow),
+            confusion=_read_rows(path / "confusion.jsonl", ConfusionRow),
         )
         counts = {name: len(getattr(records, name)) for name in records.manifest.get("rows") or ()}
         check_rows(path, records.manifest, counts)
@@ -203,8 +219,18 @@ class RunRecords:
         return self.summary is not None and self.manifest.get("state", "finished") == "finished"
 
     @cached_property
+    def headline(self) -> Headline:
+        """What the run is judged by: ``task`` in its manifest says it; segmentation where it is absent."""
+        return headline_of(self.manifest)
+
+    @property
+    def task(self) -> Task:
+        """``segmentation`` or ``classification``."""
+        return self.headline.task
+
+    @cached_property
     def hospitals(self) -> tuple[str, ...]:
-        """All hospitals that train or have test volumes, sorted by name; ``common`` is the common test set.
+        """All hospitals that train or have test cases, sorted by name; ``common`` is the common test set.
 
         Where all cases are pooled, those that are scored: they are hospitals without traffic of their own.
         """
@@ -246,9 +272,9 @@ class RunRecords:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names of the foreground classes, in the order of their rows (label 1 first)."""
+        """Names of the classes in the order of their rows; of a segmentation, of the foreground (label 1 first)."""
         found = (row.metric.partition("/") for row in self.metrics)
-        return tuple(dict.fromkeys(name for metric, _, name in found if metric == "dice" and name))
+        return tuple(dict.fromkeys(name for metric, _, name in found if metric == self.headline.class_key and name))
 
     @cached_property
     def rounds(self) -> int:
@@ -298,8 +324,9 @@ class RunRecords:
         return sent
 
     def last_evaluation(self, split: str = "test") -> int | None:
-        """The last round with a Dice of this split."""
-        return max((row.round for row in self.metrics if row.metric == "dice" and row.split == split), default=None)
+        """The last round with a score of this split."""
+        key = self.headline.key
+        return max((row.round for row in self.metrics if row.metric == key and row.split == split), default=None)
 
     def final(self, split: str = "test") -> list[FinalScores]:
         """The scores of every hospital (or unseen site) at the last evaluation of a split, sorted by name."""
@@ -309,32 +336,57 @@ class RunRecords:
         for row in self.metrics:
             if row.round == last and row.split == split and row.hospital is not None:
                 values[row.hospital][row.metric] = row.value
-        return [self._final_of(name, split, last, values[name]) for name in names]
+        scored = self._scored(split, last)
+        return [self._final_of(name, scored.get(name, 0), values[name]) for name in names]
+
+    def together(self, split: str = "test") -> FinalScores | None:
+        """The scores over the cases of all hospitals in one heap; None where the run has none (``pooled/...`` rows).
+
+        Not the mean over hospitals: here hospitals with many cases count more.
+        """
+        last = self.last_evaluation(split)
+        values = {
+            row.metric.removeprefix(POOLED_PREFIX): row.value
+            for row in self.metrics
+            if row.round == last
+            and row.split == split
+            and row.hospital is None
+            and row.metric.startswith(POOLED_PREFIX)
+        }
+        scored = sum(self._scored(split, last).values())
+        return self._final_of(f"all {self.headline.cases} together", scored, values) if values else None
 
     def cross_site(self) -> dict[str, dict[str, float | None]]:
-        """``{trained at: {site: Dice}}``: how every hospital's model does everywhere, the mean over a site's volumes.
+        """``{trained at: {site: score}}``: how every hospital's model does everywhere, the mean over a site's cases.
 
-        A hospital's own test volumes are those that the run scored anyway; the common test set and sites that were left
+        A hospital's own test cases are those that the run scored anyway; the common test set and sites that were left
         out are columns too. Empty without ``evaluation.cross_site``.
         """
         trained = dict.fromkeys(row.trained_at for row in self.across)
-        return {name: by_site(volumes_under(self, name)) for name in trained}
+        return {name: by_site(cases_under(self, name)) for name in trained}
 
-    def _final_of(self, hospital: str, split: str, last: int | None, values: Mapping[str, float | None]) -> FinalScores:
+    def _scored(self, split: str, last: int | None) -> dict[str, int]:
+        """Cases of a split per hospital: those with rows of the round, else what the manifest counts (images)."""
+        found: dict[str, set[str]] = {}
+        for row in self.cases:
+            if row.split == split and row.round == last:
+                found.setdefault(row.hospital, set()).add(row.case)
+        counts: Mapping[str, Mapping[str, Mapping[str, int]]] = self.manifest.get("class_counts") or {}
+        known = {name: sum((splits.get(split) or {}).values()) for name, splits in counts.items() if last is not None}
+        return known | {name: len(cases) for name, cases in found.items()}
+
+    def _final_of(self, hospital: str, scored: int, values: Mapping[str, float | None]) -> FinalScores:
         ledger = [row for row in self.ledger if row.hospital == hospital]
-        scored = {row.case for row in self.cases if (row.hospital, row.split, row.round) == (hospital, split, last)}
-        hd95_mm, hd95_undefined = _over_classes(values, "hd95_mm", self.classes)
-        surface_dice, surface_undefined = _over_classes(values, "surface_dice", self.classes)
+        headline = self.headline
+        others = {other.key: _other(values, other, self.classes) for other in headline.others}
         return FinalScores(
             hospital=hospital,
-            windows=max((row.examples for row in ledger), default=None),
-            volumes=len(scored),
-            dice=values.get("dice"),
-            per_class={name: values.get(f"dice/{name}") for name in self.classes},
-            hd95_mm=hd95_mm,
-            hd95_undefined=hd95_undefined,
-            surface_dice=surface_dice,
-            surface_undefined=surface_undefined,
+            examples=max((row.examples for row in ledger), default=None),
+            cases=scored,
+            score=values.get(headline.key),
+            per_class={name: values.get(f"{headline.class_key}/{name}") for name in self.classes},
+            others={key: value for key, (value, _) in others.items()},
+            undefined={key: number for key, (_, number) in others.items()},
             bytes_down=sum(row.bytes_down for row in ledger),
             bytes_up=sum(row.bytes_up for row in ledger),
         )
@@ -366,24 +418,26 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(defined) / len(defined) if defined else None
 
 
-def volumes_under(
+def cases_under(
     records: RunRecords, hospital: str, splits: Sequence[str] = ("test", UNSEEN)
 ) -> dict[tuple[str, str], float | None]:
-    """``{(site, case): Dice}`` of all volumes of some splits under the model of one hospital, its own volumes too."""
+    """``{(site, case): score}`` of all cases of some splits under the model of one hospital, its own cases too."""
     last = max((row.round for row in records.across), default=None)
     rows: list[CaseRow | AcrossRow] = [row for row in records.cases if row.hospital == hospital]
     rows += [row for row in records.across if row.trained_at == hospital]
     return {
         (row.hospital, row.case): row.value
         for row in rows
-        if row.round == last and row.metric == "dice" and row.split in splits
+        if row.round == last and row.metric == records.headline.key and row.split in splits
     }
 
 
-def by_site(volumes: Mapping[tuple[str, str], float | None]) -> dict[str, float | None]:
-    """The mean of every site's volumes, sites sorted by name."""
-    sites = sorted({site for site, _ in volumes})
-    return {site: mean(value for (where, _), value in volumes.items() if where == site) for site in sites}
+def by_site(scores: Mapping[tuple[str, str], float | None]) -> dict[str, float | None]:
+    """The mean of every site's cases, sites sorted by name."""
+    sites: dict[str, list[float | None]] = {}
+    for (site, _), value in scores.items():
+        sites.setdefault(site, []).append(value)
+    return {site: mean(sites[site]) for site in sorted(sites)}
 
 
 def mean_series(series: Series) -> list[tuple[int, float | None]]:
@@ -393,6 +447,11 @@ def mean_series(series: Series) -> list[tuple[int, float | None]]:
         for number, value in points:
             per_round.setdefault(number, []).append(value)
     return [(number, mean(per_round[number])) for number in sorted(per_round)]
+
+
+def _other(values: Mapping[str, float | None], other: OtherScore, classes: Sequence[str]) -> tuple[float | None, int]:
+    """A score beside the headline, and the number of undefined values that it leaves out."""
+    return _over_classes(values, other.key, classes) if other.per_class else (values.get(other.key), 0)
 
 
 def _over_classes(values: Mapping[str, float | None], metric: str, classes: Sequence[str]) -> tuple[float | None, int]:
@@ -439,7 +498,7 @@ def _row(path: Path, number: int, line: bytes, row_type: type[Row]) -> Row:
         raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r} ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}, line {number}: expected a JSON object, got {values!r}")
-    members = fields(row_type)  # type: ignore[arg-type]  # Row is one of five dataclasses
+    members = fields(row_type)  # type: ignore[arg-type]  # Row is one of the dataclasses above
     wanted = {item.name: str(item.type) for item in members if item.default is MISSING or item.name in values}
     problems = [
         f"{key}: expected {kind}, got {repr(values[key]) if key in values else 'nothing'}"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..datasets.class_counts import class_counts, holders
+from ..datasets.contract import Federation, has_classes
 from .assembly import Assembled, Located, assemble, locate
 from .assessment import HELD_SPLITS
 from .checkpoint import Checkpoint
@@ -23,6 +25,7 @@ from .progress import Progress
 from .recording import instrument_rows, record_updates
 from .reports.run import write_report
 from .resident import Resident
+from .results import COMMON
 from .rundir import HELD, RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .runtime import prepare_device
 from .scoring import Scoring
@@ -207,6 +210,8 @@ def _begin(
             weights_hash=located.weights_hash,
             experiments_file=experiments_file,
             cell=cell,
+            task=experiment.model.task,
+            **_class_counts(experiment, located.federation),
         )
         write_json(directory.path / "manifest.json", manifest)
         return
@@ -217,6 +222,13 @@ def _begin(
         check_environment(begun, {**here, **asked})
     continued = [*directory.manifest["continued"], {"after_round": latest, "at": now(), "environment": here}]
     directory.update_manifest(state="running", error=None, continued=continued, compile=compiled, rows=None)
+
+
+def _class_counts(experiment: Experiment, federation: Federation) -> dict[str, Any]:
+    """``class_counts``: images of every class per hospital (or outsider) and split; nothing where there are masks."""
+    if not has_classes(experiment.data):
+        return {}
+    return {"class_counts": class_counts(holders(federation, COMMON), federation.classes)}
 
 
 def _work(directory: RunDirectory, assembled: Assembled, bars: Callable[..., Progress], images: bool) -> Checkpoint:

@@ -31,7 +31,7 @@ from .results import check_rows, lost
 HELD = "held"
 """The state of a run whose rounds are done and whose test volumes wait."""
 
-ROWS = ("metrics", "cases", "ledger", "instruments", "timing", "across")
+ROWS = ("metrics", "cases", "ledger", "instruments", "timing", "across", "confusion")
 """The JSON-lines files of a run, one row per line, each with its round."""
 
 _PACKAGE = Path(__file__).parent.parent
@@ -100,7 +100,7 @@ class RunDirectory:
     def drop(self, number: int, splits: Sequence[str]) -> None:
         """Drops the scores of splits after a round, all or part of which were written before a kill."""
         if splits:
-            for name in ("metrics", "cases"):
+            for name in ("metrics", "cases", "confusion"):
                 drop_lines(self.path / f"{name}.jsonl", number, splits)
             drop_lines(self.path / "across.jsonl", number, ("validation", *splits))  # it is written whole, at the end
 

@@ -18,6 +18,7 @@ from typing import Any
 from . import yaml12
 from .builder import unknown
 from .files import read_json
+from .headline import SEGMENTATION, Headline, headline_of
 from .locks import is_held
 from .reports.page import UNDEFINED, Table, bytes_text, count_text, cut, number_text
 from .results import RunRecords, mean
@@ -57,7 +58,8 @@ class RunLine:
         seed: Its seed.
         round: The last finished round, None before the first checkpoint.
         rounds: Rounds it is to have.
-        dice: Mean over the hospitals of their test Dice at the last evaluation.
+        headline: What it is judged by.
+        score: Mean over the hospitals of that, on test cases at the last evaluation.
         began: When, UTC.
         ended: When it ended or was stopped, UTC.
         bytes: Of all its files.
@@ -74,7 +76,8 @@ class RunLine:
     seed: int | None = None
     round: int | None = None
     rounds: int | None = None
-    dice: float | None = None
+    headline: Headline = SEGMENTATION
+    score: float | None = None
     began: str | None = None
     ended: str | None = None
     bytes: int = 0
@@ -112,11 +115,16 @@ class Listing:
     runs: tuple[RunLine, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        value = asdict(self)
-        for line in (*value["sweeps"], *value["runs"]):
-            line["path"] = line["path"].as_posix()
-        return {**value, "out": self.out.as_posix()}
+        """Plain values for JSON; the score of a run is called ``dice`` or ``accuracy``."""
+        sweeps = [{**asdict(line), "path": line.path.as_posix()} for line in self.sweeps]
+        return {"out": self.out.as_posix(), "sweeps": sweeps, "runs": [_plain(line) for line in self.runs]}
+
+
+def _plain(line: RunLine) -> dict[str, Any]:
+    """A run as JSON has it."""
+    named = {"score": line.headline.key}
+    plain = {named.get(key, key): value for key, value in asdict(line).items() if key != "headline"}
+    return {**plain, "path": line.path.as_posix()}
 
 
 def list_runs(out: Path, name: str | None = None) -> Listing:
@@ -220,7 +228,8 @@ def _read(line: RunLine) -> RunLine:
     line = replace(
         line,
         state=str(manifest["state"]),
-        reason=manifest.get("error"),
+        reason=_reason(manifest.get("error")),
+        headline=headline_of(manifest),
         seed=manifest.get("seed"),
         began=manifest["started"],
         ended=manifest.get("finished"),
@@ -228,6 +237,11 @@ def _read(line: RunLine) -> RunLine:
         cleaned=tuple(manifest.get("cleaned") or ()),
     )
     return _finished(line) if line.state == "finished" else _unfinished(line)
+
+
+def _reason(error: str | None) -> str | None:
+    """What stopped a run; None for an exception without a message where somebody interrupted it: the state says so."""
+    return None if error is not None and error.rstrip(": ") == KeyboardInterrupt.__name__ else error
 
 
 def _cell_of(entry: Mapping[str, Any] | None) -> CellOf | None:
@@ -242,9 +256,10 @@ def _finished(line: RunLine) -> RunLine:
     file = line.path / "summary.json"
     if not file.is_file():
         raise ValueError("expected a summary.json in a finished run, but it is not there")
-    summary = read_json(file, ("dice", "rounds"))
+    key = line.headline.key
+    summary = read_json(file, (key, "rounds"))
     rounds = int(summary["rounds"])
-    return replace(line, round=rounds, rounds=rounds, dice=summary["dice"]["mean"])
+    return replace(line, round=rounds, rounds=rounds, score=summary[key]["mean"])
 
 
 def _unfinished(line: RunLine) -> RunLine:
@@ -252,12 +267,12 @@ def _unfinished(line: RunLine) -> RunLine:
     state = "running" if is_held(line.path) else {"running": "stopped"}.get(line.state, line.state)
     pointer = line.path / "checkpoint" / "latest.json"
     done = int(read_json(pointer, ("round",))["round"]) if pointer.is_file() else None
-    if state == "held":  # its test volumes have not been scored
+    if state == "held":  # its test cases have not been scored
         rounds = int(yaml12.load(line.path / "config.yaml")["rounds"])
         return replace(line, state=state, round=done, rounds=rounds)
     records = RunRecords.load(line.path)
-    dice = mean(score.dice for score in records.final())
-    return replace(line, state=state, round=done, rounds=int(records.config["rounds"]), dice=dice)
+    score = mean(final.score for final in records.final())
+    return replace(line, state=state, round=done, rounds=int(records.config["rounds"]), score=score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,7 +366,9 @@ def _counts(line: SweepLine, states: Sequence[str]) -> list[str]:
 
 
 def _group_text(folder: Path, lines: Sequence[RunLine]) -> str:
-    header = ("run", "seed", "state", "round", "Dice", "when", "disk", "checkpoints")
+    words = list(dict.fromkeys(line.headline.word for line in lines))
+    score = words[0] if len(words) == 1 else "score"
+    header = ("run", "seed", "state", "round", score, "when", "disk", "checkpoints")
     table = Table(header=header, rows=tuple(map(_row, lines))).text(width=WIDTH)
     reasons = [cut(f"{line.id} {line.state}: {' '.join(line.reason.split())}", WIDTH) for line in lines if line.reason]
     return "\n".join([str(folder), table, *reasons])
@@ -363,7 +380,7 @@ def _row(line: RunLine) -> tuple[str, ...]:
         UNDEFINED if line.seed is None else str(line.seed),
         line.state,
         f"{UNDEFINED if line.round is None else line.round}/{UNDEFINED if line.rounds is None else line.rounds}",
-        number_text(line.dice),
+        number_text(line.score),
         (line.ended or line.began or UNDEFINED).replace("T", " ")[:16],
         bytes_text(line.bytes),
         bytes_text(line.checkpoint_bytes),

@@ -35,6 +35,7 @@ from ..aggregators.contract import (
     Streams,
     Tensors,
 )
+from ..aggregators.scheduled import Scheduled, name_of
 from ..clients.hospital import Memory
 from .attacks import ATTACKS, Attack, check_attackers
 from .compression import COMPRESSIONS, Compression, with_feedback
@@ -355,10 +356,14 @@ def _noise(at: Crossing, mean: Tensors, norms: Sequence[float]) -> _Noisy:
 
 
 def _mean_update(at: Crossing, sent: Mapping[str, ClientUpdate], mean: Tensors) -> ClientUpdate:
-    """``start + mean``; what a rule reports is averaged too. Under privacy nothing else tells who came."""
+    """``start + mean``; what a rule reports is averaged too. Under privacy no number beside it depends on who came.
+
+    Who answered the server knows in any case. It decides what a hospital is sent again, and no step.
+    """
     tensors = _moved(at.common.start, mean, like=at.common.start)
     if at.stages.privacy is not None:
-        return ClientUpdate(hospital=MEAN, weight=at.denominator, num_examples=0, num_steps=0, tensors=tensors)
+        known = ClientUpdate(hospital=MEAN, weight=at.denominator, num_examples=0, num_steps=0, tensors=tensors)
+        return replace(known, senders=tuple(sent))
     bare = [replace(update, tensors={}, extra={}) for update in sent.values()]
     return replace(mean_update(bare), hospital=MEAN, tensors=tensors)
 
@@ -393,6 +398,7 @@ def check_stages(federated: Federated, server: ServerState) -> None:
         check_attackers(stages.attack, names)
     if stages.summing is None:
         return
+    _check_draws(stages, federated.aggregator)
     _check_consumes(stages, federated.aggregator)
     if federated.rule is not None:
         raise ValueError(
@@ -440,10 +446,19 @@ def _equal(left: Tensor, right: Tensor) -> bool:
     return left is right or torch.equal(left, right)
 
 
+def _check_draws(stages: Stages, aggregator: Aggregator) -> None:
+    if isinstance(aggregator, Scheduled) and aggregator.draw == "per_client":
+        raise ValueError(
+            f"{stages.summing}: expected the same tensors from every hospital, but with draw 'per_client' each trains "
+            "a group of its own: where nobody else drew it, a sum is the update of one hospital, and how many there "
+            "are to hide among is another number for every group and round. Use 'draw: shared'"
+        )
+
+
 def _check_consumes(stages: Stages, aggregator: Aggregator) -> None:
     if aggregator.consumes != "sum":
         raise ValueError(
-            f"{stages.summing}: the server sees nothing but one mean of the steps, and {type(aggregator).__name__} "
+            f"{stages.summing}: the server sees nothing but one mean of the steps, and {name_of(aggregator)} "
             "needs the update of every hospital. Use an aggregator that needs the mean only (its `consumes` is 'sum'), "
             "such as fedavg, ffa_lora or fedsvd"
         )

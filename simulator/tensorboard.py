@@ -9,6 +9,8 @@ Tags::
 
     dice/test, dice/validation, dice/unseen, loss/train      means over the hospitals
     dice_test/HOSPITAL, loss_train/HOSPITAL, ...             every hospital
+    accuracy/..., auroc/..., ...                             the same of a classification
+    pooled/accuracy/test, pooled/auroc/validation, ...       its scores over the images of all hospitals
     instrument/..., aggregate/..., privacy/...               rows of no hospital, as they are called in metrics.jsonl
     bytes/up, bytes/down                                     of all hospitals, so far
     seconds/STAGE                                            of the round
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from . import yaml12
 from .builder import leaves
 from .files import file_stem
+from .headline import headline_of
 from .results import mean
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ FOLDER = "tensorboard"
 ROWS = ("metrics", "ledger", "timing")
 """The files of a run that are shown."""
 
-SHOWN = ("dice", "dice_regions", "loss")
+SHOWN = ("dice", "dice_regions", "accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss")
 """Metrics of hospitals that are shown."""
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -106,7 +109,7 @@ class TensorboardLog:
     def add(self, rows: Rows) -> None:
         """Shows rows that were just added to the run's files; the first time, all that are in these."""
         if self._writer is None:
-            self._writer = _new_writer(self._directory.path)
+            self._writer = _new_writer(self._directory.path, self._directory.manifest or {})
             kept = {name: self._directory.rows(name) for name in ROWS}
             begun = datetime.fromisoformat(str((self._directory.manifest or {})["started"])).timestamp()
             self._show(self._writer, kept, _clock(begun, kept["timing"]))
@@ -132,7 +135,7 @@ class TensorboardLog:
             yield f"bytes/{way}", self._bytes[way]
 
 
-def _new_writer(run: Path) -> SummaryWriter:
+def _new_writer(run: Path, manifest: Mapping[str, Any]) -> SummaryWriter:
     """A log that begins by forgetting what older ones showed (``purge_step``), also where a TensorBoard is looking.
 
     Older files stay: a TensorBoard that reads one stops looking when it goes.
@@ -143,7 +146,8 @@ def _new_writer(run: Path) -> SummaryWriter:
     _wait_for_a_later_name(run / FOLDER)
     writer = SummaryWriter(str(run / FOLDER), purge_step=0)
     settings = {path: _plain(value) for path, value in leaves(yaml12.load(run / "config.yaml")).items()}
-    for summary in hparams(settings, {"dice/test": 0.0}):  # add_hparams would make a run of its own of them
+    score = f"{headline_of(manifest).key}/test"
+    for summary in hparams(settings, {score: 0.0}):  # add_hparams would make a run of its own of them
         writer._get_file_writer().add_summary(summary)
     return writer
 
@@ -186,7 +190,7 @@ def _metrics(rows: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
         if value is None:
             continue
         if hospital is None:
-            yield name, value
+            yield name if split is None else f"{name}/{split}", value
         elif name in SHOWN:
             groups.setdefault((name, split), []).append(value)
             yield f"{name}_{split}/{file_stem(hospital)}", value

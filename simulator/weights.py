@@ -11,6 +11,7 @@ from ..aggregators.arithmetic import normalised_weights
 from ..aggregators.contract import Aggregator, ClientUpdate, Download, HospitalInfo, ServerState, Setting
 from ..aggregators.products import for_rank
 from ..aggregators.robust import Reweighting, kept, reweighed
+from ..aggregators.scheduled import Scheduled
 
 RULES: dict[str, type] = {"krum": Krum, "multi_krum": MultiKrum, "geometric_median": GeometricMedian}
 """The robust aggregators that yield weights."""
@@ -127,6 +128,11 @@ def check_rule(rule: Reweighting | None, aggregator: Aggregator, setting: Settin
             "not: a lower weight would change nothing, and what the server keeps about hospitals (control variates) "
             "would miss those that are left out. Use fedavg, flap_sam or another one whose `uses_weights` is true, or "
             "weights 'uniform'"
+        )
+    if isinstance(aggregator, Scheduled) and aggregator.draw == "per_client":
+        raise ValueError(
+            "weights 'robust': expected hospitals that train the same tensors, but with draw 'per_client' two of them "
+            "are far apart because they drew different groups. Use 'draw: shared', or weights 'uniform'"
         )
     try:
         rule.check(setting.hospitals, setting.cohort_size)

@@ -269,24 +269,44 @@ def reports(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
         return [run(tiny_with(*settings, "rounds=1"), out=out, quiet=True, images=False).path for settings in variants]
 
 
+@pytest.fixture(scope="module")
+def classified(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of classification, with validation images and a site left out."""
+    settings = ["split={validation_fraction: 0.5, leave_out: [hospital-3]}", "method=linear"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WARDROUND_CACHE", str(cache))
+        experiment = load_experiment("vit-tiny", open_file(PACKAGED), settings)
+        return run(experiment, out=tmp_path_factory.mktemp("classified"), quiet=True).path
+
+
 def tiny_with(*settings: str) -> Experiment:
     return load_experiment("tiny", open_file(PACKAGED), settings)
 
 
-def test_the_files_of_a_run_are_the_described_ones(reference: ModuleType, tiny: Path) -> None:
-    found = {path.relative_to(tiny).as_posix() for path in tiny.rglob("*") if path.is_file()}
+def test_the_files_of_a_run_are_the_described_ones(reference: ModuleType, tiny: Path, classified: Path) -> None:
+    found = {
+        path.relative_to(folder).as_posix()
+        for folder in (tiny, classified)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     used = {name for name in reference.FILES for file in found if re.fullmatch(pattern(name), file)}
     assert used == set(reference.FILES)
     assert not [file for file in found if not any(re.fullmatch(pattern(name), file) for name in reference.FILES)]
 
 
-def test_the_names_in_a_run_are_the_described_ones(reference: ModuleType, tiny: Path, reports: list[Path]) -> None:
-    summaries = [json.loads((path / "summary.json").read_text()) for path in (tiny, *reports)]
-    names = {key for summary in summaries for key in summary if key != "dice"}
-    names |= {f"dice.{key}" for summary in summaries for key in summary["dice"]}
+def test_the_names_in_a_run_are_the_described_ones(
+    reference: ModuleType, tiny: Path, reports: list[Path], classified: Path
+) -> None:
+    every = (tiny, *reports, classified)
+    summaries = [json.loads((path / "summary.json").read_text()) for path in every]
+    headlines = ("dice", "accuracy")
+    names = {key for summary in summaries for key in summary if key not in headlines}
+    names |= {f"{word}.{key}" for summary in summaries for word in headlines for key in summary.get(word, ())}
     assert names == set(reference.SUMMARY)
-    assert set(json.loads((tiny / "manifest.json").read_text())) == set(reference.MANIFEST)
-    files = [path / "metrics.jsonl" for path in (tiny, *reports)]
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (tiny, classified)]
+    assert {key for manifest in manifests for key in manifest} == set(reference.MANIFEST)
+    files = [path / "metrics.jsonl" for path in every]
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     found = {(row["metric"], row["split"] or "null") for row in rows}
     described = {(name, split) for name, (splits, _) in reference.METRICS.items() for split in splits.split(", ")}

@@ -29,7 +29,6 @@ from ...aggregators.contract import (
 )
 from ...clients.replica import Replica
 from ...clients.training import Workplace
-from ...datasets.windows import Windows
 from ..assembly import keep_features, make_setting
 from ..checkpoint import Checkpoint
 from ..cohort import Hospital
@@ -171,7 +170,7 @@ def federation(made: Materials, runtime: Runtime) -> tuple[Federated, Checkpoint
         seed=made.workload.seed,
         stack=runtime.stack if runtime.cohort == "stacked" else 1,
     )
-    features = keep_features(federated, Windows(), runtime)
+    features = keep_features(federated, (), runtime)
     federated = replace(federated, workplace=replace(federated.workplace, kept=features if features else None))
     setting = make_setting(replica, hospitals, made.training)
     server = made.aggregator.init(setting, federated.rng("server"))

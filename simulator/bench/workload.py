@@ -22,7 +22,8 @@ from torch import Tensor
 from ...aggregators import AGGREGATORS
 from ...aggregators.contract import Aggregator, HospitalInfo, Layout, Streams
 from ...clients.batches import cut, draws
-from ...clients.methods import METHODS, LowRank, Method
+from ...clients.contract import Method, at_rank, rank_of
+from ...clients.methods import METHODS
 from ...clients.optimizers import AdamW, Schedule
 from ...clients.sam import Sam, SamNet
 from ...clients.training import Training
@@ -92,7 +93,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         tables: dict[str, Iterable[str]] = {
-            "method": METHODS,
+            "method": [name for name, cls in METHODS.items() if "sam" in cls.models],
             "model": SHAPES,
             "aggregator": AGGREGATORS,
             "augment": AUGMENTS,
@@ -191,10 +192,7 @@ class Materials:
     @property
     def method(self) -> Method:
         """The method at the rank of the workload."""
-        method = METHODS[self.workload.method]()
-        if isinstance(method, LowRank):
-            return replace(method, lora=replace(method.lora, rank=self.workload.rank))
-        return method
+        return at_rank(METHODS[self.workload.method](), self.workload.rank)
 
     @property
     def aggregator(self) -> Aggregator:
@@ -221,9 +219,7 @@ class Materials:
 
     def info(self, name: str) -> HospitalInfo:
         """What the server knows of a hospital."""
-        method = self.method
-        rank = method.lora.rank if isinstance(method, LowRank) else None
-        return HospitalInfo(name=name, num_examples=len(self.windows[name]), rank=rank)
+        return HospitalInfo(name=name, num_examples=len(self.windows[name]), rank=rank_of(self.method))
 
     def batches(self, hospital: str, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a hospital in round ``number`` (from 1).

@@ -79,19 +79,15 @@ def write_data_report(
     """
     groups = _groups(federation, finding.facts)
     made = [
-        _lines("Problems", finding.problems),
-        _lines("Remarks", finding.remarks),
+        lines_section("Problems", finding.problems),
+        lines_section("Remarks", finding.remarks),
         _who_has_what(federation, finding.facts),
         _slices(dataset, finding, groups) if images else _no_slices(),
         _intensities(groups),
-        _settings(dataset),
-        *(
-            [Section(title="How the hospitals were made", body=facts({k: str(v) for k, v in split.items()}))]
-            if split
-            else []
-        ),
+        settings_section(dataset),
+        split_section(split),
     ]
-    title = f"Data check: {_called(dataset)}"
+    title = f"Data check: {called(dataset)}"
     sections = [section for section in made if section is not None]
     files.write_text(path, page(title=title, head=_head(title, finding, federation, groups), sections=sections))
     return path
@@ -129,7 +125,7 @@ def _groups(federation: Federation, facts: Mapping[str, Facts]) -> list[Group]:
     return [Group(name=name, cases=cases, facts=facts) for name, cases in found.items() if cases]
 
 
-def _called(dataset: Dataset) -> str:
+def called(dataset: object) -> str:
     """The data set's row in the table, or the name of its class."""
     return next((name for name, cls in DATASETS.items() if cls is type(dataset)), type(dataset).__name__)
 
@@ -144,7 +140,7 @@ def _head(title: str, finding: Finding, federation: Federation, groups: Sequence
     boxes = {
         "Cases": (str(len(cases)), f"{unread} of them without facts" if unread else "all of them were read"),
         "Patients": (str(len({case.patient for case in cases})), ""),
-        "Hospitals": (str(len(federation.hospitals)), _beside(federation)),
+        "Hospitals": (str(len(federation.hospitals)), beside(federation)),
         "Slices": (str(slices), ", ".join(federation.classes)),
         "Problems": (str(len(finding.problems)), count_text(len(finding.remarks), "remark")),
     }
@@ -152,19 +148,28 @@ def _head(title: str, finding: Finding, federation: Federation, groups: Sequence
     return join([tag("h1", title), banner(wrong) if finding.problems else "", tiles(boxes)])
 
 
-def _beside(federation: Federation) -> str:
+def beside(federation: Federation) -> str:
     """What there is beside the hospitals that train."""
     parts = [f"{len(federation.unseen)} more do not train"] if federation.unseen else []
     parts += [count_text(len(federation.common), "common test case")] if federation.common else []
     return ", ".join(parts)
 
 
-def _lines(title: str, lines: Sequence[str]) -> Section | None:
+def lines_section(title: str, lines: Sequence[str]) -> Section | None:
+    """A list with a title; None where it is empty."""
     items = [tag("li", line, style="overflow-wrap: anywhere") for line in lines]
     return Section(title=title, body=tag("ul", *items)) if lines else None
 
 
-def _settings(dataset: Dataset) -> Section:
+def split_section(split: Mapping[str, object] | None) -> Section | None:
+    """The settings that made the hospitals; None where there are none to be shown."""
+    if not split:
+        return None
+    return Section(title="How the hospitals were made", body=facts({name: str(value) for name, value in split.items()}))
+
+
+def settings_section(dataset: object) -> Section:
+    """The fields of a data set, as the page shows them."""
     found = {item.name: str(getattr(dataset, item.name)) for item in fields(dataset)}  # type: ignore[arg-type]  # the contract: a dataclass
     return Section(title="Settings of the data set", body=facts(found) if found else note("It has none."))
 
@@ -202,10 +207,10 @@ def _slices(dataset: Dataset, finding: Finding, groups: Sequence[Group]) -> Sect
     colours = [CLASS_COLOURS[place % len(CLASS_COLOURS)] for place in range(len(finding.pool.classes))]
     key = legend([("■", colour, name) for colour, name in zip(colours, finding.pool.classes, strict=True)])
     drawn = [_slice_figure(dataset, group, many=len(groups) > MANY_HOSPITALS) for group in groups]
-    return Section(title="Slices", body=join([note(explained), key, _in_columns(drawn, "slices")]))
+    return Section(title="Slices", body=join([note(explained), key, in_columns(drawn, "slices")]))
 
 
-def _in_columns(drawn: Sequence[Html], what: str) -> Html:
+def in_columns(drawn: Sequence[Html], what: str) -> Html:
     """Small figures beside each other, those after the first :data:`MANY_HOSPITALS` to be unfolded."""
     first, others = drawn[:MANY_HOSPITALS], drawn[MANY_HOSPITALS:]
     shown = figures(first, small=True)
@@ -319,7 +324,7 @@ def _intensities(groups: Sequence[Group]) -> Section | None:
         "cases; area: from the 10 % to the 90 % point of the cases. All hospitals on the same axes. "
         f"{kind} of the cases differ by up to {_times(_ratio(groups))}."
     )
-    return Section(title="Intensities", body=join([note(explained), _in_columns(drawn, "histograms")]))
+    return Section(title="Intensities", body=join([note(explained), in_columns(drawn, "histograms")]))
 
 
 def _times(ratio: float) -> str:

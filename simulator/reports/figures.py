@@ -201,6 +201,7 @@ def heat_map(
     values: Sequence[Sequence[float | None]],
     *,
     form: str = "{:.2f}",
+    texts: Sequence[Sequence[str]] | None = None,
     value_range: tuple[float, float] | None = None,
     colours: str | Sequence[str] = "cividis",
     framed: Collection[tuple[int, int]] = (),
@@ -215,6 +216,7 @@ def heat_map(
         columns: Names from left to right.
         values: For each row a value per column; None leaves the cell empty.
         form: Of the numbers in the cells.
+        texts: What is written into the cells in place of their values; cells without a value have none.
         value_range: The values of the first and the last colour; None: the lowest and highest there are.
         colours: A map of matplotlib (cividis goes from dark blue to yellow), or colours to go through.
         framed: ``(row, column)`` of cells to point out.
@@ -234,7 +236,7 @@ def heat_map(
         axes = drawing.add_subplot()
         axes.pcolormesh(painted, rasterized=not few)
         if few:
-            _write_numbers(axes, numbers, painted, form)
+            _write_texts(axes, texts or [[form.format(value) for value in row] for row in numbers], numbers, painted)
         for row, column in framed:  # dark and light, so that it is seen on every colour
             axes.plot(*_square(row, column), color="#000000", linewidth=2.4)
             axes.plot(*_square(row, column), color="#ffffff", linewidth=0.9)
@@ -290,11 +292,13 @@ def _cell_colours(
     return painted
 
 
-def _write_numbers(axes: Axes, numbers: NDArray[np.float64], painted: NDArray[np.float64], form: str) -> None:
+def _write_texts(
+    axes: Axes, texts: Sequence[Sequence[str]], numbers: NDArray[np.float64], painted: NDArray[np.float64]
+) -> None:
     """Black or white, whichever stands out, in the middle of each cell; a dash in the page's colour where none is."""
     for (row, column), value in np.ndenumerate(numbers):
         defined = bool(np.isfinite(value))
-        text = form.format(value) if defined else "–"
+        text = texts[row][column] if defined else "–"
         colour = readable_on(_hex(painted[row, column])) if defined else INK
         axes.text(column + 0.5, row + 0.5, text, color=colour, ha="center", va="center", fontsize=9)
 
@@ -502,6 +506,13 @@ def overlay_png(
     for label in np.unique(truth[truth > 0]):
         picture[_outline(truth == label, thickness=max(1, side // 160))] = class_rgb(int(label))
     return _png(picture)
+
+
+def colour_png(image: NDArray[np.uint8], side: int) -> bytes:
+    """A colour picture (H, W, 3), 0 to 255, as a PNG file whose longer side has so many pixels."""
+    rows, columns = _picture_size(image.shape[:2], (1.0, 1.0), side)
+    channels = [_resize_linear(image[:, :, channel] / 255.0, rows, columns) for channel in range(3)]
+    return _png(np.clip(np.stack(channels, axis=2), 0.0, 1.0))
 
 
 def class_rgb(label: int) -> NDArray[np.float64]:

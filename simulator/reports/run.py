@@ -14,6 +14,7 @@ from typing import Any
 from .. import files
 from ..builder import leaves
 from ..results import RunRecords, Series, mean
+from .classification import class_section, classifies, confusion_section, no_pictures, pictures_section
 from .export import export
 from .instruments import COLUMNS, last_layers, layers_body, spectrum_drawings
 from .page import (
@@ -67,7 +68,7 @@ def write_report(
 
     Args:
         run_dir: The run directory.
-        images: Whether slices of the hospitals' test volumes may be on the page.
+        images: Whether slices of the hospitals' test volumes, or test images, may be on the page.
         out: The file to write; None: ``report.html`` in the run directory.
         export_to: A folder for the data of the page as files, too: numbers as JSON and CSV
             (:func:`.run_export.write_numbers`), figures as SVG, tables as Markdown, LaTeX and CSV. None: no such files.
@@ -94,12 +95,14 @@ def _sections(records: RunRecords, images: bool) -> list[Section]:
         _what_ran(records),
         scores_section(records),
         cross_site_section(records),
+        confusion_section(records),
+        class_section(records),
         course_section(records),
         cost_section(records),
         traffic_section(records),
         _aggregation(records),
         _ledger(records),
-        slices_section(records) if images else no_slices(),
+        _pictures(records, images),
         _timing(records),
         _manifest(records),
         _repeat(records),
@@ -107,12 +110,19 @@ def _sections(records: RunRecords, images: bool) -> list[Section]:
     return [section for section in made if section is not None]
 
 
+def _pictures(records: RunRecords, images: bool) -> Section:
+    """Pictures of test cases, or that they were left out."""
+    if classifies(records):
+        return pictures_section(records) if images else no_pictures()
+    return slices_section(records) if images else no_slices()
+
+
 def _head(records: RunRecords, title: str) -> Html:
     scores = records.final()
-    ranked = sorted((score.dice, score.hospital) for score in scores if score.dice is not None)
-    dice = number_text(mean(score.dice for score in scores))
+    ranked = sorted((final.score, final.hospital) for final in scores if final.score is not None)
+    score = number_text(mean(final.score for final in scores))
     boxes = {
-        "Mean test Dice": (dice, _over(records, len(ranked), len(scores))),
+        f"Mean test {records.headline.word_inside}": (score, _over(records, len(ranked), len(scores))),
         "Worst hospital": (number_text(ranked[0][0]), ranked[0][1]) if ranked else (UNDEFINED, _unscored(records)),
         "Rounds": (_rounds_text(records), _who_trains(records)),
         "Sent": _sent(records),
@@ -149,7 +159,7 @@ def _device(records: RunRecords) -> str:
 
 
 def _unscored(records: RunRecords) -> str:
-    return "held back until the selection" if _held(records) else "no test volume scored yet"
+    return "held back until the selection" if _held(records) else f"no test {records.headline.case} scored yet"
 
 
 def _over(records: RunRecords, defined: int, hospitals: int) -> str:
@@ -169,9 +179,10 @@ def _state_banner(records: RunRecords) -> Html:
     if records.finished:
         return Html("")
     if _held(records):
+        cases = records.headline.cases
         return banner(
-            "All rounds are done. The test volumes are not scored yet: they wait for the selection. A sweep compares "
-            "its runs on validation volumes first, and scores test volumes in the selected runs alone."
+            f"All rounds are done. The test {cases} are not scored yet: they wait for the selection. A sweep compares "
+            f"its runs on validation {cases} first, and scores test {cases} in the selected runs alone."
         )
     text = f"This run is not finished: the page shows it after round {_rounds_text(records)}."
     if records.manifest.get("state") == "interrupted":
@@ -186,11 +197,14 @@ def _held(records: RunRecords) -> bool:
 
 def _what_ran(records: RunRecords) -> Section:
     """One line per part of the experiment, and everything below it."""
+    shown = {key: _setting_text(value) for key, value in records.config.items()}
+    if records.config.get("loss", ...) is None:
+        shown["loss"] = records.headline.loss
     return Section(
         title="What was run",
         body=join(
             [
-                facts({key: _setting_text(value) for key, value in records.config.items()}),
+                facts(shown),
                 details("Every setting", facts(_flat(records.config))),
             ]
         ),
@@ -278,7 +292,8 @@ def _ledger(records: RunRecords) -> Section:
         else "No hospital was dropped."
     )
     rows = tuple(_ledger_row(records, name) for name in records.members)
-    header = ("hospital", "rounds done", "rounds dropped", "dropped in", "windows", "steps", "down", "up")
+    examples = records.headline.examples
+    header = ("hospital", "rounds done", "rounds dropped", "dropped in", examples, "steps", "down", "up")
     table = Table(header=header, rows=rows)
     return Section(title="Ledger", body=join([tag("p", text), table.html()]), tables={"ledger": table})
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from ..headline import Headline
 from ..results import SERVER, UNSEEN, RunRecords, Series, mean_series
 from ..sweeps.costs import link_hours
 from .page import (
@@ -36,22 +37,30 @@ MEGABITS = (10, 100)
 
 
 def course_section(records: RunRecords) -> Section:
-    """Dice and loss over the rounds."""
-    drawn = [_dice_drawing(records, split) for split in ("test", "validation", UNSEEN)]
+    """The headline and the loss over the rounds."""
+    drawn = [_score_drawing(records, split) for split in ("test", "validation", UNSEEN)]
     drawn.append(
         course_drawing("loss", "Training loss", records.series("loss", "train"), y_label="mean loss of the steps")
     )
     parts = [item for item in drawn if item is not None]
     if not parts:
         return Section(title="Round by round", body=note("No round has been recorded yet."))
-    numbers = _round_table(records.series("dice", "test"))
-    body = join([figures(part.html() for part in parts), details("Test Dice as numbers", numbers.html())])
+    headline = records.headline
+    numbers = _round_table(records.series(headline.key, "test"))
+    title = f"Test {headline.word_inside} as numbers"
+    body = join([figures(part.html() for part in parts), details(title, numbers.html())])
     return Section(title="Round by round", body=body, tables={"rounds": numbers}, drawings=drawing_files(parts))
 
 
-def _dice_drawing(records: RunRecords, split: str) -> Drawing | None:
-    title = f"{split.capitalize()} Dice"
-    return course_drawing(f"dice-{split}", title, records.series("dice", split), y_label="Dice", y_range=(0.0, 1.0))
+def _score_drawing(records: RunRecords, split: str) -> Drawing | None:
+    headline = records.headline
+    return course_drawing(
+        f"{headline.key}-{split}",
+        f"{split.capitalize()} {headline.word_inside}",
+        records.series(headline.key, split),
+        y_label=headline.word,
+        y_range=(0.0, 1.0),
+    )
 
 
 def course_drawing(
@@ -139,15 +148,15 @@ def _round_table(series: Series) -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class CostPoint:
-    """A scored round: what it took to get there, and the Dice.
+    """A scored round: what it took to get there, and the score.
 
     Args:
         round: The round.
         bytes: Sent so far, both ways, of all hospitals together; None where nothing travels.
         steps: Optimizer steps so far, of all hospitals together.
         seconds: Wall clock so far of all stages, None where not every round's is known.
-        dice: The mean over the hospitals.
-        lowest: The hospital with the lowest Dice.
+        score: The mean over the hospitals.
+        lowest: The hospital with the lowest score.
         highest: The one with the highest.
     """
 
@@ -155,27 +164,27 @@ class CostPoint:
     bytes: int | None
     steps: int
     seconds: float | None
-    dice: float
+    score: float
     lowest: float
     highest: float
 
 
 def cost_curve(records: RunRecords) -> tuple[str, list[CostPoint]]:
-    """The split and a point per scored round: of test volumes, or of validation volumes where they have more rounds."""
+    """The split and a point per scored round: of test cases, or of validation cases where they have more rounds."""
     curves = {split: _points(records, split) for split in ("test", "validation")}
     return max(curves.items(), key=lambda item: len(item[1]))  # the first one of equals
 
 
 def _points(records: RunRecords, split: str) -> list[CostPoint]:
     scores: dict[int, list[float]] = {}
-    for points in records.series("dice", split).values():
+    for points in records.series(records.headline.key, split).values():
         for number, value in points:
             if value is not None:
                 scores.setdefault(number, []).append(value)
     return [_point(records, number, scores[number]) for number in sorted(scores)]
 
 
-def _point(records: RunRecords, number: int, dice: Sequence[float]) -> CostPoint:
+def _point(records: RunRecords, number: int, scores: Sequence[float]) -> CostPoint:
     rows = [row for row in records.ledger if row.round <= number]
     stages = zip(records.timing, records.timing_stages(), strict=True)
     times = {row.round: sum(seconds.values()) for row, seconds in stages if row.round <= number}
@@ -184,15 +193,16 @@ def _point(records: RunRecords, number: int, dice: Sequence[float]) -> CostPoint
         bytes=None if records.pooled else sum(row.bytes_down + row.bytes_up for row in rows),
         steps=sum(row.steps for row in rows),
         seconds=sum(times.values()) if set(range(1, number + 1)) <= set(times) else None,
-        dice=sum(dice) / len(dice),
-        lowest=min(dice),
-        highest=max(dice),
+        score=sum(scores) / len(scores),
+        lowest=min(scores),
+        highest=max(scores),
     )
 
 
 def cost_section(records: RunRecords) -> Section | None:
-    """Dice against bytes, steps and wall time; None with fewer than two scored rounds."""
+    """The score against bytes, steps and wall time; None with fewer than two scored rounds."""
     split, points = cost_curve(records)
+    headline = records.headline
     if len(points) < 2:
         return None
     factor, unit = bytes_unit(max(point.bytes or 0 for point in points))
@@ -202,18 +212,20 @@ def cost_section(records: RunRecords) -> Section | None:
         "steps": ("optimizer steps", "optimizer steps so far", [point.steps for point in points]),
         "time": ("wall time", f"{time} so far", [_over(point.seconds, second) for point in points]),
     }
-    drawn = [_cost_drawing(name, split, *axis, points) for name, axis in axes.items() if any(axis[2])]
+    drawn = [_cost_drawing(name, headline, split, *axis, points) for name, axis in axes.items() if any(axis[2])]
     words = (
-        f"The mean {split} Dice of the hospitals after every scored round; the area goes from the lowest hospital to "
-        "the highest. Bytes and steps: all hospitals together, both ways. Wall time: all stages, on this machine."
+        f"The mean {split} {headline.word_inside} of the hospitals after every scored round; the area goes from the "
+        "lowest hospital to the highest. Bytes and steps: all hospitals together, both ways. Wall time: all stages, on "
+        "this machine."
     )
-    table = _cost_table(points)
+    table = _cost_table(points, headline)
     parts = [
         note(words),
         figures((each.html() for each in drawn), small=True),
         details("The same as numbers", table.html()),
     ]
-    return Section(title="Dice against costs", body=join(parts), tables={"costs": table}, drawings=drawing_files(drawn))
+    title = f"{headline.word} against costs"
+    return Section(title=title, body=join(parts), tables={"costs": table}, drawings=drawing_files(drawn))
 
 
 def _over(value: float | None, unit: float) -> float | None:
@@ -226,39 +238,47 @@ def _time_unit(most: float) -> tuple[float, str]:
 
 
 def _cost_drawing(
-    name: str, split: str, what: str, x_label: str, across: Sequence[float | None], points: Sequence[CostPoint]
+    name: str,
+    headline: Headline,
+    split: str,
+    what: str,
+    x_label: str,
+    across: Sequence[float | None],
+    points: Sequence[CostPoint],
 ) -> Drawing:
     from .figures import BLUE, Line, curve_chart
 
     known = [(x, point) for x, point in zip(across, points, strict=True) if x is not None]
     line = Line(
-        points=[(x, point.dice) for x, point in known],
+        points=[(x, point.score) for x, point in known],
         colour=BLUE,
         marker="o",
         band=[(x, point.lowest, point.highest) for x, point in known],
     )
-    name = f"dice-{name}"
+    name, word = f"{headline.key}-{name}", headline.word_inside
     drawing = curve_chart(
-        name, [line], x_label=x_label, y_label="mean Dice", x_axis="linear", y_range=(0.0, 1.0), small=True
+        name, [line], x_label=x_label, y_label=f"mean {word}", x_axis="linear", y_range=(0.0, 1.0), small=True
     )
     (first, start), (last, end) = known[0], known[-1]
-    alt = f"Mean {split} Dice against {what}: {start.dice:.3f} at {first:.3g}, {end.dice:.3f} at {last:.3g} {x_label}."
-    caption = f"{split.capitalize()} Dice against {what}."
+    ends = f"{start.score:.3f} at {first:.3g}, {end.score:.3f} at {last:.3g} {x_label}"
+    alt = f"Mean {split} {word} against {what}: {ends}."
+    caption = f"{split.capitalize()} {word} against {what}."
     return Drawing(name=name, picture=svg_picture(drawing, alt), caption=caption)
 
 
-def _cost_table(points: Sequence[CostPoint]) -> Table:
+def _cost_table(points: Sequence[CostPoint], headline: Headline) -> Table:
     rows = tuple(
         (
             str(point.round),
             UNDEFINED if point.bytes is None else bytes_text(point.bytes),
             str(point.steps),
             number_text(point.seconds, 1),
-            *(number_text(value) for value in (point.dice, point.lowest, point.highest)),
+            *(number_text(value) for value in (point.score, point.lowest, point.highest)),
         )
         for point in points
     )
-    return Table(header=("round", "sent", "steps", "seconds", "mean Dice", "lowest", "highest"), rows=rows)
+    header = ("round", "sent", "steps", "seconds", f"mean {headline.word_inside}", "lowest", "highest")
+    return Table(header=header, rows=rows)
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@
 
     runs/<sweep>/report.html  results.json  variants.csv  volumes.csv  figures/*.svg  tables/*.md, *.tex, *.csv
 
+The scores of images are in ``images.csv``.
+
 As the page of a run, it is a list of sections, each made by one small function. :mod:`..sweeps.results` computes,
 :mod:`.sweep_tables` words the tables, :mod:`.sweep_figures` draws.
 """
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from .. import files
+from ..headline import Headline
 from ..results import RunRecords, Series, mean, mean_series
 from ..sweeps.commands import commands
 from ..sweeps.numeric import NumericSetting, numeric_settings
@@ -33,9 +36,9 @@ from ..sweeps.results import (
     SweepResults,
     VariantResult,
     analyse,
+    cases_rows,
     results_json,
     variants_rows,
-    volumes_rows,
 )
 from .across import MANY_SITES, Matrix, across_drawing, across_table
 from .export import export
@@ -75,6 +78,7 @@ from .sweep_figures import (
     bytes_tick,
     forest,
     mark,
+    number_tick,
     scatter,
     small_courses,
 )
@@ -85,20 +89,22 @@ from .sweep_tables import (
     called,
     compared,
     cost_table,
-    dice_sites,
     effect_sites,
     interval_text,
     ledger_table,
     manifest_facts,
     mean_of,
+    others_table,
     ranked,
     ranking_table,
     reference_values,
     remarks,
     run_name,
     run_table,
+    score_sites,
     selection_table,
     site_table,
+    slope_table,
     states_text,
     unseen_table,
 )
@@ -123,7 +129,8 @@ def write_sweep_report(
         records: The sweep.
         images: Whether slices of the hospitals' test volumes may be on the page.
         out: The file to write, and nothing else; None: ``report.html`` in the sweep's folder, with ``results.json``,
-            ``variants.csv``, ``volumes.csv``, and the pictures and tables in ``figures`` and ``tables``.
+            ``variants.csv``, ``volumes.csv`` (or ``images.csv``), and the pictures and tables in ``figures`` and
+            ``tables``.
         export_to: A further folder for all of those.
 
     Returns:
@@ -141,18 +148,20 @@ def write_sweep_report(
 
 
 def write_numbers(folder: Path, view: View) -> None:
-    """Writes ``results.json``, ``variants.csv`` and ``volumes.csv``."""
+    """Writes ``results.json``, ``variants.csv`` and ``volumes.csv`` or ``images.csv``."""
     files.write_json(folder / "results.json", results_json(view.results))
     files.write_text(folder / "variants.csv", _csv(variants_rows(view.results)))
-    files.write_text(folder / "volumes.csv", _csv(volumes_rows(view.records)))
+    files.write_text(folder / f"{view.headline.cases}.csv", _csv(cases_rows(view.records)))
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows with the columns of the first; nothing is an empty field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    text, ordered = io.StringIO(), iter(rows)
+    first = next(ordered, {})
+    writer = csv.DictWriter(text, list(first), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows([first] if first else [])
+    writer.writerows(ordered)
     return text.getvalue()
 
 
@@ -170,10 +179,15 @@ class View:
     results: SweepResults
     folder: Path
 
+    @property
+    def headline(self) -> Headline:
+        """What all runs are judged by."""
+        return self.results.headline
+
     @cached_property
     def shown(self) -> list[VariantResult]:
-        """The variants that have a Dice, in the order of the plan."""
-        return [variant for variant in compared(self.results) if variant.dice is not None]
+        """The variants that have a score, in the order of the plan."""
+        return [variant for variant in compared(self.results) if variant.score is not None]
 
     @cached_property
     def marks(self) -> dict[str, Mark]:
@@ -182,15 +196,15 @@ class View:
 
     @cached_property
     def guides(self) -> list[Guide]:
-        """The references that all variants share, as lines across a picture of Dice."""
+        """The references that all variants share, as lines across a picture of scores."""
         values = {role: found[0] for role, found in reference_values(self.results).items() if len(found) == 1}
         return [Guide(name=f"{ROLE_NAMES[role]} {value:.3f}", value=value) for role, value in values.items()]
 
     @cached_property
     def best(self) -> VariantResult | None:
-        """The variant with the highest Dice."""
+        """The variant with the highest score."""
         first = ranked(self.results)[0]
-        return first if first.dice is not None else None
+        return first if first.score is not None else None
 
     def entries(self, names: Iterable[str]) -> list[tuple[str, str, str]]:
         """Marks and names, for pictures that name nothing."""
@@ -205,7 +219,8 @@ def sweep_sections(view: View, images: bool) -> list[Section]:
     """The parts of the page in order; what a sweep has nothing for is left out."""
     made = [
         _ranking(view),
-        _costs_and_dice(view),
+        _costs_and_scores(view),
+        _parameters(view),
         _course(view),
         _sites(view),
         _across(view),
@@ -213,7 +228,7 @@ def sweep_sections(view: View, images: bool) -> list[Section]:
         *_settings(view),
         _unseen(view),
         _aggregation(view),
-        _slices(view) if images else no_slices(),
+        _pictures(view, images),
         _cost(view),
         _runs(view),
         _manifest(view),
@@ -256,7 +271,7 @@ def _tiles(view: View) -> dict[str, tuple[str, str]]:
     variants = compared(results)
     references = [variant.name for variant in results.variants if variant.role != "variant"]
     done = len(records.cells) - len(records.unfinished)
-    volumes = sum(number.volumes for number in view.best.sites) if view.best else 0
+    cases = sum(number.cases for number in view.best.sites) if view.best else 0
     return {
         "Variants": (
             str(len(variants)),
@@ -264,27 +279,27 @@ def _tiles(view: View) -> dict[str, tuple[str, str]]:
         ),
         "Seeds": (str(len(records.seeds)), ", ".join(map(str, records.seeds))),
         "Runs done": (f"{done} of {len(records.cells)}", states_text(records.cells)),
-        "Sites": (str(len(all_sites(view.shown))), f"{count_text(volumes, 'test volume')} in all"),
+        "Sites": (str(len(all_sites(view.shown))), f"{count_text(cases, f'test {view.headline.case}')} in all"),
         "Best of the variants": verdict_tile(results),
     }
 
 
 def verdict_tile(results: SweepResults) -> tuple[str, str]:
-    """The variant with the highest Dice, if it can be told from the baseline, and the numbers behind it."""
-    first = ranked(results)[0]
-    if first.dice is None:
+    """The variant with the highest score, if it can be told from the baseline, and the numbers behind it."""
+    first, word = ranked(results)[0], results.headline.word
+    if first.score is None:
         return UNDEFINED, "no run is finished yet"
     effects = [variant.effect for variant in compared(results) if variant.effect is not None]
     if not effects:
-        return _big(first.name), f"Dice {interval_text(first.dice)}; nothing to compare it with"
+        return _big(first.name), f"{word} {interval_text(first.score)}; nothing to compare it with"
     if first.effect is None:
         above = all(effect.told and effect.overall.mean < 0 for effect in effects)
-        text = f"Dice {interval_text(first.dice)}; it is the baseline"
+        text = f"{word} {interval_text(first.score)}; it is the baseline"
         return (_big(first.name), f"{text}, all others are below it") if above else _no_difference(text)
-    text = f"{interval_text(first.effect.overall, signed=True)} Dice to {results.baseline}"
+    text = f"{interval_text(first.effect.overall, signed=True)} {results.headline.word_inside} to {results.baseline}"
     if first.effect.told and first.effect.overall.mean > 0:
         return _big(first.name), text
-    return _no_difference(f"{first.name} has the highest Dice, {text}")
+    return _no_difference(f"{first.name} has the highest {results.headline.word_inside}, {text}")
 
 
 def _big(name: str) -> Html:
@@ -299,18 +314,20 @@ def _no_difference(text: str) -> tuple[Html, str]:
 
 
 def _ranking(view: View) -> Section:
-    table = ranking_table(view.results)
+    tables = {"ranking": ranking_table(view.results)}
+    others = others_table(view.results)
+    tables |= {"other-scores": others} if others is not None else {}
     drawn = [drawing for name in _FOREST_TEXT if (drawing := _forest(view, name)) is not None]
     known = remarks(view.results)
     more = [details("What to know of single variants", facts(known))] if known else []
-    body = join([table.html(), *map(_scrolled, drawn), *more])
-    return Section(title="Ranking", body=body, tables={"ranking": table}, drawings=drawing_files(drawn))
+    body = join([*(table.html() for table in tables.values()), *map(_scrolled, drawn), *more])
+    return Section(title="Ranking", body=body, tables=tables, drawings=drawing_files(drawn))
 
 
 _FOREST_TEXT = {
     "differences": (
-        "Difference in Dice to the baseline, best first: mean over seeds, then volumes of a site, then sites. Line:"
-        " 95 % bootstrap interval over the volumes within sites. Faint dots: single seeds. Right of the zero line is"
+        "Difference in {word} to the baseline, best first: mean over seeds, then {cases} of a site, then sites. Line:"
+        " 95 % bootstrap interval over the {cases} within sites. Faint dots: single seeds. Right of the zero line is"
         " better; an interval that holds zero tells no difference."
     ),
     "gains": (
@@ -329,9 +346,15 @@ def _forest(view: View, name: str) -> Drawing | None:
     dots = [_dot(view, who, effect.overall, seeds=tuple(effect.per_seed.values())) for who, effect in known.items()]
     against = view.results.baseline if name == "differences" else "local-only training"
     told = [f"{who} {interval_text(effect.overall, signed=True)}" for who, effect in known.items()]
-    alt = f"Difference in Dice to {against}, with 95 % intervals: {_listed(told)}."
-    picture = svg_picture(forest(name, dots, x_label=f"difference in Dice to {against}"), alt)
-    return Drawing(name=name, picture=picture, caption=_FOREST_TEXT[name])
+    word = view.headline.word_inside
+    alt = f"Difference in {word} to {against}, with 95 % intervals: {_listed(told)}."
+    picture = svg_picture(forest(name, dots, x_label=f"difference in {word} to {against}"), alt)
+    return Drawing(name=name, picture=picture, caption=_worded(_FOREST_TEXT[name], view.headline))
+
+
+def _worded(text: str, headline: Headline) -> str:
+    """A text with the words of a headline in it."""
+    return text.format(Word=headline.word, word=headline.word_inside, cases=headline.cases)
 
 
 def _dot(view: View, name: str, number: Interval, *, at: float = 0.0, seeds: tuple[float, ...] = ()) -> Dot:
@@ -358,7 +381,7 @@ def _beside(drawings: Iterable[Drawing]) -> Html:
     return figures(_scrolled(drawing, most_rem=30.0) for drawing in drawings)
 
 
-# ---- Dice against what it costs --------------------------------------------------------------------------------------
+# ---- the score against what it costs ---------------------------------------------------------------------------------
 
 COSTS: Mapping[str, tuple[str, Callable[[VariantResult], float | None], Callable[[float], str]]] = {
     "bytes": (
@@ -375,86 +398,124 @@ COSTS: Mapping[str, tuple[str, Callable[[VariantResult], float | None], Callable
 }
 
 
-def _costs_and_dice(view: View) -> Section | None:
+def _costs_and_scores(view: View) -> Section | None:
     """The paper's Fig. 1, and the same for other costs."""
     drawn = [drawing for cost in COSTS if (drawing := _cost_chart(view, cost)) is not None]
     if not drawn:
         return None
     marks = legend(view.extra_entries([variant.name for variant in view.shown]))
-    body = join([note(_COSTS_NOTE), _beside(drawn), marks])
-    return Section(title="Dice against cost", body=body, drawings=drawing_files(drawn))
+    body = join([note(_worded(_COSTS_NOTE, view.headline)), _beside(drawn), marks])
+    return Section(title=f"{view.headline.word} against cost", body=body, drawings=drawing_files(drawn))
 
 
 _COSTS_NOTE = (
-    "A dot per variant: Dice after the last round, mean over sites, with its 95 % interval over volumes. Dots at the"
+    "A dot per variant: {Word} after the last round, mean over sites, with its 95 % interval over {cases}. Dots at the"
     " same cost are drawn beside each other. Dashed: references that all variants share; an arrow: beyond the picture."
 )
 
 
 def _cost_chart(view: View, cost: str) -> Drawing | None:
     label, cost_of, text = COSTS[cost]
-    known = [(variant, cost_of(variant) or 0.0, variant.dice) for variant in view.shown]
-    dots = [_dot(view, variant.name, dice, at=at) for variant, at, dice in known if at > 0 and dice is not None]
+    known = [(variant, cost_of(variant) or 0.0, variant.score) for variant in view.shown]
+    dots = [_dot(view, variant.name, score, at=at) for variant, at, score in known if at > 0 and score is not None]
     free = [_free(variant) for variant, at, _ in known if at <= 0]
     if not dots:
         return None
     costs = [dot.at for dot in dots]
     logarithmic = cost == "bytes" or max(costs) > 5 * min(costs)
-    name = f"dice-{cost}"
-    drawing = scatter(name, dots, [*view.guides, *free], x_label=label, x_text=text, logarithmic=logarithmic)
+    name, guides = f"{view.headline.key}-{cost}", [*view.guides, *free]
+    drawing = scatter(
+        name, dots, guides, x_label=label, y_label=view.headline.word, x_text=text, logarithmic=logarithmic
+    )
     return Drawing(
         name=name,
         picture=svg_picture(drawing, _cost_alt(view, cost)),
-        caption=_COST_TEXT[cost],
+        caption=_worded(_COST_TEXT[cost], view.headline),
         entries=view.extra_entries([variant.name for variant in view.shown]),
     )
 
 
 def _free(variant: VariantResult) -> Guide:
     """A variant that has no cost of a kind, as a line."""
-    return Guide(name=f"{variant.name} {mean_of(variant.dice, 0.0):.3f}", value=mean_of(variant.dice, 0.0))
+    return Guide(name=f"{variant.name} {mean_of(variant.score, 0.0):.3f}", value=mean_of(variant.score, 0.0))
 
 
 _COST_TEXT = {
-    "bytes": "Dice against bytes sent; the axis is logarithmic.",
-    "steps": "Dice against optimizer steps.",
-    "time": "Dice against time; it depends on the machine and on what else ran.",
+    "bytes": "{Word} against bytes sent; the axis is logarithmic.",
+    "steps": "{Word} against optimizer steps.",
+    "time": "{Word} against time; it depends on the machine and on what else ran.",
 }
 
 
 def _cost_alt(view: View, cost: str) -> str:
     _, cost_of, text = COSTS[cost]
     told = [
-        f"{variant.name} {interval_text(variant.dice)} at {text(cost_of(variant) or 0.0)}"
+        f"{variant.name} {interval_text(variant.score)} at {text(cost_of(variant) or 0.0)}"
         for variant in ranked(view.results)
-        if variant.dice is not None
+        if variant.score is not None
     ]
-    return (
-        f"Dice against {cost}: {_listed(told)}. References: {_listed([guide.name for guide in view.guides]) or 'none'}."
+    references = _listed([guide.name for guide in view.guides]) or "none"
+    return f"{view.headline.word} against {cost}: {_listed(told)}. References: {references}."
+
+
+def _parameters(view: View) -> Section | None:
+    """The score against the parameters sent, with the line through all variants; None where there is no line."""
+    slope, table = view.results.slope, slope_table(view.results)
+    if slope is None or table is None:
+        return None
+    headline = view.headline
+    sending = [variant for variant in view.shown if variant.cost is not None and variant.cost.parameters_up > 0]
+    dots = [
+        _dot(view, variant.name, variant.score, at=variant.cost.parameters_up)
+        for variant in sending
+        if variant.score is not None and variant.cost is not None
+    ]
+    name, label = f"{headline.key}-parameters", "parameters sent per round and hospital"
+    drawing = scatter(name, dots, x_label=label, y_label=headline.word, x_text=number_tick, line=slope.at)
+    told = _listed([f"{dot.name} {dot.value:.3f} at {dot.at:,.0f}" for dot in dots])
+    alt = f"{headline.word} against {label}: {told}. The line rises by {slope.per_decade:+.4f} per decade."
+    drawn = Drawing(
+        name=name,
+        picture=svg_picture(drawing, alt),
+        caption=_worded(_PARAMETERS_TEXT, headline),
+        entries=view.extra_entries([variant.name for variant in sending]),
     )
+    marks = legend(drawn.entries)
+    body = join([_scrolled(drawn), marks, table.html()])
+    title = f"{headline.word} against parameters sent"
+    return Section(title=title, body=body, tables={"slope": table}, drawings=drawing_files([drawn]))
+
+
+_PARAMETERS_TEXT = (
+    "{Word} against the parameters (numbers of four bytes) that a hospital sends in a round; the axis is logarithmic."
+    " Line: the least-squares fit over the variants, a dot each."
+)
 
 
 # ---- round by round --------------------------------------------------------------------------------------------------
 
 
 def _course(view: View) -> Section | None:
-    """Test Dice on the way."""
+    """The test score on the way."""
     if not view.shown:
         return None
     courses: Curves = {variant.name: variant.curve for variant in view.shown if len(variant.curve) > 1}
     if not courses:
-        text = "Test volumes were scored after the last round only (evaluation.every), so there is no course to draw."
+        text = (
+            f"Test {view.headline.cases} were scored after the last round only (evaluation.every), so there is no "
+            "course to draw."
+        )
         return Section(title="Round by round", body=note(text))
     drawn = [drawing for name in _COURSE_TEXT if (drawing := _course_chart(view, name, courses)) is not None]
     table = _course_table(courses)
     marks = legend(view.extra_entries(list(courses)))
-    body = join([_beside(drawn), marks, details("Test Dice as numbers", table.html())])
+    body = join([_beside(drawn), marks, details(f"Test {view.headline.word_inside} as numbers", table.html())])
     return Section(title="Round by round", body=body, tables={"course": table}, drawings=drawing_files(drawn))
 
 
 _COURSE_TEXT = {
     "course-rounds": (
-        "Test Dice per round, mean over hospitals and seeds; the band reaches from the lowest to the highest seed."
+        "Test {word} per round, mean over hospitals and seeds; the band reaches from the lowest to the highest seed."
         " Round 0 is the model before training. Nothing is chosen by it: all other numbers are of the last round."
     ),
     "course-bytes": "The same against the bytes sent so far, both ways, all hospitals; the axis is logarithmic.",
@@ -482,20 +543,21 @@ def _course_chart(view: View, name: str, curves: Curves) -> Drawing | None:
         courses,
         view.guides,
         x_label="bytes sent so far" if by_bytes else "round",
-        y_label="test Dice",
+        y_label=f"test {view.headline.word_inside}",
         x_text=bytes_tick if by_bytes else "{:g}".format,
         logarithmic=by_bytes,
     )
-    picture = svg_picture(drawing, _course_alt(curves))
-    return Drawing(name=name, picture=picture, caption=_COURSE_TEXT[name], entries=view.extra_entries(list(curves)))
+    picture = svg_picture(drawing, _course_alt(curves, view.headline))
+    caption = _worded(_COURSE_TEXT[name], view.headline)
+    return Drawing(name=name, picture=picture, caption=caption, entries=view.extra_entries(list(curves)))
 
 
-def _course_alt(courses: Curves) -> str:
+def _course_alt(courses: Curves, headline: Headline) -> str:
     told = [
         f"{name} from {curve[0].mean:.3f} in round {curve[0].round} to {curve[-1].mean:.3f} in round {curve[-1].round}"
         for name, curve in courses.items()
     ]
-    return f"Test Dice round by round: {_listed(told)}."
+    return f"Test {headline.word_inside} round by round: {_listed(told)}."
 
 
 def _course_table(courses: Curves) -> Table:
@@ -509,15 +571,16 @@ def _course_table(courses: Curves) -> Table:
 
 
 def _sites(view: View) -> Section | None:
-    """Dice and differences per site: maps for the eye, tables for the numbers."""
+    """Scores and differences per site: maps for the eye, tables for the numbers."""
     if not view.shown:
         return None
     different = [variant for variant in view.shown if variant.effect is not None]
-    maps = [_site_map(view, "sites", view.shown, dice_sites)]
-    tables = {"sites": site_table(view.shown, dice_sites, signed=False, note=_SITES_NOTE)}
+    maps = [_site_map(view, "sites", view.shown, score_sites)]
+    words = _worded(_SITES_NOTE, view.headline)
+    tables = {"sites": site_table(view.shown, score_sites, signed=False, note=words)}
     if different:
         maps.append(_site_map(view, "sites-difference", different, effect_sites))
-        tables["sites-difference"] = site_table(different, effect_sites, signed=True, note=_SITES_NOTE)
+        tables["sites-difference"] = site_table(different, effect_sites, signed=True, note=words)
     parts = [
         join([_scrolled(drawn), details("As numbers with intervals", table.html())])
         for drawn, table in zip(maps, tables.values(), strict=True)
@@ -526,7 +589,7 @@ def _sites(view: View) -> Section | None:
 
 
 _SITES_NOTE = (
-    "Mean over seeds, then over the volumes of the site, [95 % bootstrap interval over the volumes]. *: the variant did"
+    "Mean over seeds, then over the {cases} of the site, [95 % bootstrap interval over the {cases}]. *: the variant did"
     " not train there."
 )
 
@@ -542,7 +605,7 @@ def _site_map(view: View, name: str, variants: Sequence[VariantResult], sites_of
         values = [[known.get(site) for site in sites] for known in numbers.values()]
         worst = [(row, sites.index(_worst(known))) for row, known in enumerate(numbers.values()) if known]
         drawing = draw(name, names, sites, values, framed=worst if len(sites) > 1 else ())
-    alt = _site_alt(name, numbers)
+    alt = _site_alt(name, numbers, view.headline)
     return Drawing(name=name, picture=svg_picture(drawing, alt), caption=_site_text(view, name, len(sites)))
 
 
@@ -558,38 +621,40 @@ def _quantiles(values: Sequence[float]) -> list[float | None]:
 
 def _site_text(view: View, name: str, sites: int) -> str:
     what, shades = {
-        "sites": ("Dice", "light: high, dark: low"),
+        "sites": (view.headline.word, "light: high, dark: low"),
         "sites-difference": (
-            f"Difference in Dice to {view.results.baseline}",
+            f"Difference in {view.headline.word_inside} to {view.results.baseline}",
             "white: none, blue: better, orange: worse",
         ),
     }[name]
+    cases = view.headline.cases
     if sites > MANY_SITES:
-        return f"{what}: quantiles over {sites} sites, mean over seeds and the volumes of a site ({shades})."
-    return f"{what} per site, mean over seeds and the volumes of the site ({shades}). Framed: a variant's worst site."
+        return f"{what}: quantiles over {sites} sites, mean over seeds and the {cases} of a site ({shades})."
+    return f"{what} per site, mean over seeds and the {cases} of the site ({shades}). Framed: a variant's worst site."
 
 
-def _site_alt(name: str, numbers: Mapping[str, Mapping[str, float]]) -> str:
+def _site_alt(name: str, numbers: Mapping[str, Mapping[str, float]], headline: Headline) -> str:
     form = "{:+.3f}" if name == "sites-difference" else "{:.3f}"
     told = []
     for who, known in numbers.items():
         if known:
             worst, best = _worst(known), max(known, key=lambda site: known[site])
             told.append(f"{who} from {form.format(known[worst])} at {worst} to {form.format(known[best])} at {best}")
-    return f"{'Difference to the baseline' if name == 'sites-difference' else 'Dice'} per site: {_listed(told)}."
+    return f"{'Difference to the baseline' if name == 'sites-difference' else headline.word} per site: {_listed(told)}."
 
 
 def _across(view: View) -> Section | None:
     """How the models of hospitals that train alone do at each other."""
     drawn, tables, parts = [], {}, []
+    text = _worded(_ACROSS_TEXT, view.headline)
     for variant in view.records.variants:
         matrix = _mean_matrix([cell.measured.cross_site() for cell in variant.finished])
         if not matrix:
             continue
         name = "across" if variant.name == "local" else f"across-{variant.name}"
-        tables[name] = across_table(matrix, "Dice at each site, mean over seeds.")
+        tables[name] = across_table(matrix, f"{view.headline.word} at each site, mean over seeds.")
         parts.append(tag("h3", called(variant.name, variant.role)))
-        if (drawing := across_drawing(name, matrix, _ACROSS_TEXT)) is not None:
+        if (drawing := across_drawing(name, matrix, text, view.headline)) is not None:
             drawn.append(drawing)
             parts.append(_scrolled(drawing))
         parts.append(details("As numbers", tables[name].html()))
@@ -599,8 +664,8 @@ def _across(view: View) -> Section | None:
 
 
 _ACROSS_TEXT = (
-    "Dice of the model that trained at the hospital of the row alone, at the site of the column: mean over seeds and"
-    " the volumes of the site."
+    "{Word} of the model that trained at the hospital of the row alone, at the site of the column: mean over seeds and"
+    " the {cases} of the site."
 )
 
 
@@ -632,23 +697,26 @@ def _settings(view: View) -> list[Section]:
 def _setting(view: View, setting: NumericSetting) -> Section:
     word = setting.path.rpartition(".")[2].replace("_", " ")
     known = {variant.name: variant for variant in view.shown}
-    dice = {name: [(at, known[who], known[who].dice) for at, who in line] for name, line in setting.lines.items()}
+    scores = {name: [(at, known[who], known[who].score) for at, who in line] for name, line in setting.lines.items()}
     effects = {
-        name: [(at, variant, _effect_or_zero(view, variant)) for at, variant, _ in line] for name, line in dice.items()
+        name: [(at, variant, _effect_or_zero(view, variant)) for at, variant, _ in line]
+        for name, line in scores.items()
     }
     name = f"along-{setting.path.replace('.', '-')}"
-    table = _along_table(setting.path, dice, effects)
+    table = _along_table(setting.path, scores, effects, view.headline)
     told = _listed([f"{row[1]} at {row[0]}: {row[2]}, difference {row[3]}" for row in table.rows])
     drawn = [
-        _along(name, dice, view.guides, setting.path, "test Dice"),
+        _along(name, scores, view.guides, setting.path, f"test {view.headline.word_inside}"),
         _along(f"{name}-difference", effects, [], setting.path, f"difference to {view.results.baseline}"),
     ]
-    captions = [f"Dice against {setting.path}, with 95 % intervals over volumes.", _ALONG_TEXT]
-    entries = [(mark(place).sign, mark(place).colour, line) for place, line in enumerate(dice)]
+    headline = view.headline
+    captions = [f"{headline.word} against {setting.path}, with 95 % intervals over {headline.cases}.", _ALONG_TEXT]
+    captions[1] = captions[1].format(case=headline.case)
+    entries = [(mark(place).sign, mark(place).colour, line) for place, line in enumerate(scores)]
     shown = [
         Drawing(
             name=made[0],
-            picture=svg_picture(made[1], f"Dice along {setting.path}: {told}."),
+            picture=svg_picture(made[1], f"{headline.word} along {setting.path}: {told}."),
             caption=caption,
             entries=entries if len(entries) > FEW else [],
         )
@@ -659,7 +727,7 @@ def _setting(view: View, setting: NumericSetting) -> Section:
     return Section(title=f"Along {word}", body=body, tables={name: table}, drawings=drawing_files(shown))
 
 
-_ALONG_TEXT = "The difference to the baseline, volume by volume; the baseline itself lies at 0."
+_ALONG_TEXT = "The difference to the baseline, {case} by {case}; the baseline itself lies at 0."
 
 Along = Mapping[str, Sequence[tuple[float, VariantResult, Interval | None]]]
 
@@ -683,13 +751,13 @@ def _along(name: str, lines: Along, guides: Sequence[Guide], path: str, y_label:
     return name, against_number(name, courses, guides, x_label=path, y_label=y_label)
 
 
-def _along_table(path: str, dice: Along, effects: Along) -> Table:
+def _along_table(path: str, scores: Along, effects: Along, headline: Headline) -> Table:
     rows = [
         (f"{at:g}", line, interval_text(number), interval_text(effect, signed=True))
-        for line in dice
-        for (at, _, number), (_, _, effect) in zip(dice[line], effects[line], strict=True)
+        for line in scores
+        for (at, _, number), (_, _, effect) in zip(scores[line], effects[line], strict=True)
     ]
-    return Table(header=(path, "variant", "Dice [95 %]", "difference [95 %]"), rows=tuple(rows))
+    return Table(header=(path, "variant", f"{headline.word} [95 %]", "difference [95 %]"), rows=tuple(rows))
 
 
 def _unseen(view: View) -> Section | None:
@@ -776,6 +844,13 @@ def _measure_alt(title: str, courses: Sequence[Course]) -> str:
 # ---- slices ----------------------------------------------------------------------------------------------------------
 
 
+def _pictures(view: View, images: bool) -> Section | None:
+    """Slices of volumes; a sweep of classifications shows none: the page of each run has its images."""
+    if view.headline.task == "classification":
+        return None
+    return _slices(view) if images else no_slices()
+
+
 def _slices(view: View) -> Section:
     """The best, median and worst volume of each site, for the baseline and the best variant."""
     cells = _sliced(view)
@@ -813,8 +888,8 @@ def _some_sites(view: View, sites: Sequence[str]) -> list[str]:
     """All sites where they are few; else evenly from the best to the worst of the best variant."""
     if len(sites) <= MOST_SLICED or view.best is None:
         return list(sites)
-    dice = {number.site: number.value.mean for number in view.best.sites}
-    order = sorted((site for site in sites if site in dice), key=lambda site: -dice[site]) or list(sites)
+    scores = {number.site: number.value.mean for number in view.best.sites}
+    order = sorted((site for site in sites if site in scores), key=lambda site: -scores[site]) or list(sites)
     places = np.linspace(0, len(order) - 1, min(MOST_SLICED, len(order))).round().astype(int)
     return [order[place] for place in dict.fromkeys(places.tolist())]
 

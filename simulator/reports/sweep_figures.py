@@ -84,7 +84,7 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class Guide:
-    """A number at the right edge: a dashed line (the Dice of a reference), or the end of a course with its mark."""
+    """A number at the right edge: a dashed line (the score of a reference), or the end of a course with its mark."""
 
     name: str
     value: float
@@ -144,6 +144,7 @@ def scatter(
     y_label: str = "Dice",
     x_text: Callable[[float], str] = "{:g}".format,
     logarithmic: bool = True,
+    line: Callable[[float], float] | None = None,
 ) -> str:
     """Variants by what they cost and what they reach; names beside the dots when there are at most :data:`FEW`.
 
@@ -155,6 +156,7 @@ def scatter(
         y_label: What is reached.
         x_text: Writes a cost at the axis.
         logarithmic: Whether the costs are on a logarithmic axis; all are above 0 then.
+        line: A line through the dots: its height at a cost; straight as drawn.
     """
 
     def draw(drawing: Figure) -> None:
@@ -165,6 +167,9 @@ def scatter(
         for dot in shown:
             axes.plot([dot.at, dot.at], dot.ends, color=dot.mark.colour, linewidth=1.4, alpha=0.7)
             axes.plot(dot.at, dot.value, dot.mark.marker, color=dot.mark.colour, markersize=7.5)
+        if line is not None:
+            ends = (min(dot.at for dot in dots), max(dot.at for dot in dots))
+            axes.plot(ends, [line(end) for end in ends], color=INK, linewidth=1.1, alpha=0.8, zorder=1)
         _dash(axes, guides)
         _name_ends(axes, guides)
         axes.set_xlabel(x_label, parse_math=False)
@@ -274,6 +279,19 @@ def bytes_tick(size: float) -> str:
     """``20 MB``: a size at an axis."""
     text, unit = bytes_text(size).split()
     return f"{float(text):g} {unit}"
+
+
+def number_tick(number: float) -> str:
+    """``300 k``: how many there are of something, at an axis.
+
+    Example:
+        >>> number_tick(500), number_tick(6_000), number_tick(85_000_000)
+        ('500', '6 k', '85 M')
+    """
+    units = ((1e9, " G"), (1e6, " M"), (1e3, " k"), (0.0, ""))
+    size, unit = next((size, name) for size, name in units if number >= size)
+    factor = size or 1.0
+    return f"{number / factor:g}{unit}"
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

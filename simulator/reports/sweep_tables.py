@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ..headline import Headline
 from ..results import RunRecords
 from ..sweeps.records import CellRecord, SweepRecords
 from ..sweeps.results import Effect, Interval, SiteNumber, SweepResults, VariantResult, choice_text
@@ -21,8 +22,8 @@ def compared(results: SweepResults) -> list[VariantResult]:
 
 
 def ranked(results: SweepResults) -> list[VariantResult]:
-    """The variants from the highest Dice to the lowest, those without one last. Of equals the first in the plan."""
-    return sorted(compared(results), key=lambda variant: -mean_of(variant.dice, -1.0))
+    """The variants from the highest score to the lowest, those without one last. Of equals the first in the plan."""
+    return sorted(compared(results), key=lambda variant: -mean_of(variant.score, -1.0))
 
 
 def called(name: str, role: str) -> str:
@@ -41,7 +42,7 @@ def mean_of(number: Interval | None, without: float) -> float:
 
 
 def reference_values(results: SweepResults) -> dict[str, list[float]]:
-    """The different Dice that a reference reached for the variants, by role."""
+    """The different scores that a reference reached for the variants, by role."""
     found: dict[str, list[float]] = {}
     for role in ROLE_NAMES:
         values = (variant.references.get(role) for variant in compared(results))
@@ -65,43 +66,39 @@ def interval_text(number: Interval | None, *, signed: bool = False) -> str:
 
 # ---- ranking ---------------------------------------------------------------------------------------------------------
 
-RANKING = (
-    "variant",
-    "Dice [95 %]",
-    "SD",
-    "difference [95 %]",
-    "worst site",
-    "gain [95 %]",
-    "sent",
-    "time",
-)
+
+def _ranking_header(headline: Headline) -> tuple[str, ...]:
+    word = f"{headline.word} [95 %]"
+    return ("variant", word, "SD", "difference [95 %]", "worst site", "gain [95 %]", "sent", "time")
 
 
 def ranking_table(results: SweepResults) -> Table:
     """Every variant with its intervals and costs, best first; the references below."""
-    references = [variant for variant in results.variants if variant.role != "variant" and variant.dice is not None]
-    blank = ("",) * (len(RANKING) - 2)
+    references = [variant for variant in results.variants if variant.role != "variant" and variant.score is not None]
+    headline = results.headline
+    header, cases, word = _ranking_header(headline), headline.cases, headline.word_inside
+    blank = ("",) * (len(header) - 2)
     footer = [
         *(_ranking_row(variant, results.baseline) for variant in references),
         *((name, number_text(value), *blank) for name, value in _best_sites(results).items()),
     ]
     return Table(
-        header=RANKING,
+        header=header,
         rows=tuple(_ranking_row(variant, results.baseline) for variant in ranked(results)),
         footer=tuple(footer),
         note=(
-            "Dice: of the test volumes after the last round; the mean over seeds of each volume, then over the volumes"
-            " of a site, then over sites. [95 %]: bootstrap interval over the volumes within sites. SD: standard"
-            f" deviation of the runs' Dice over seeds. Difference: to {results.baseline}, volume by volume. Worst site:"
-            " where that is lowest. Gain: over hospitals that train alone. Sent: bytes both ways, all hospitals, whole"
-            " run. Time: wall clock of the rounds of a run. Below the line: references. Steps and the numbers sent are"
-            " under Communication and work."
+            f"{headline.word}: of the test {cases} after the last round; the mean over seeds of each {headline.case},"
+            f" then over the {cases} of a site, then over sites. [95 %]: bootstrap interval over the {cases} within"
+            f" sites. SD: standard deviation of the runs' {word} over seeds. Difference: to {results.baseline},"
+            f" {headline.case} by {headline.case}. Worst site: where that is lowest. Gain: over hospitals that train"
+            " alone. Sent: bytes both ways, all hospitals, whole run. Time: wall clock of the rounds of a run. Below"
+            " the line: references. Steps and the numbers sent are under Communication and work."
         ),
     )
 
 
 def _best_sites(results: SweepResults) -> dict[str, float]:
-    """The Dice of the best single site; of each, where variants differ in more than the aggregator."""
+    """The score of the best single site; of each, where variants differ in more than the aggregator."""
     values = {variant.name: variant.references.get("best_site") for variant in compared(results)}
     first = {value: name for name, value in reversed(values.items()) if value is not None}
     name = ROLE_NAMES["best_site"]
@@ -114,7 +111,7 @@ def _ranking_row(variant: VariantResult, baseline: str) -> tuple[str, ...]:
     named = called(variant.name, variant.role)
     return (
         f"{named} (baseline)" if variant.name == baseline else named,
-        interval_text(variant.dice),
+        interval_text(variant.score),
         number_text(variant.seeds_sd),
         interval_text(_overall(effect), signed=True) if variant.role == "variant" else "",
         _worst_text(effect) if variant.role == "variant" else "",
@@ -136,6 +133,63 @@ def _worst_text(effect: Effect | None) -> str:
     return f"{signed_text(worst.value.mean)}, {worst.site}"
 
 
+def others_table(results: SweepResults) -> Table | None:
+    """The scores that no single case has, without intervals; None where a task has none.
+
+    Two different numbers of each: the mean over the hospitals, and over the images of all hospitals in one heap.
+    """
+    headline = results.headline
+    whole = {other.key: other.word for other in headline.others if not other.per_class}
+    ordered = [*ranked(results), *(variant for variant in results.variants if variant.role != "variant")]
+    rows = tuple(
+        (
+            called(variant.name, variant.role),
+            number_text(None if variant.score is None else variant.score.mean),
+            *(number_text(variant.others.get(key)) for key in whole),
+            *(number_text(variant.together.get(key)) for key in (headline.key, *whole)),
+        )
+        for variant in ordered
+        if variant.seeds
+    )
+    if not whole or not rows:
+        return None
+    words = [headline.word_inside, *(other.short for other in headline.others if not other.per_class)]
+    return Table(
+        header=("variant", headline.word, *whole.values(), *(f"{word}, together" for word in words)),
+        rows=rows,
+        note=(
+            f"After the last round, on the test {headline.cases}; means over seeds, without intervals. Without a word:"
+            f" the mean over the hospitals that train, each of which counts alike. Together: over the {headline.cases}"
+            " of all hospitals in one heap, where hospitals with many count more."
+        ),
+    )
+
+
+def slope_table(results: SweepResults) -> Table | None:
+    """The line through the scores of the variants; None where there is none."""
+    slope = results.slope
+    if slope is None:
+        return None
+    share = UNDEFINED if slope.r_squared is None else f"{slope.r_squared:.3f}"
+    row = (
+        results.headline.word,
+        str(slope.variants),
+        f"{slope.per_decade:+.4f}",
+        UNDEFINED if slope.low is None else f"{slope.low:+.4f} to {slope.high:+.4f}",
+        share,
+    )
+    return Table(
+        header=("score", "variants", "slope per decade", "95 % interval", "R²"),
+        rows=(row,),
+        note=(
+            "Slope: what ten times as many parameters sent per round and hospital go with; ordinary least squares over"
+            f" the variants, interval by Student's t with {count_text(slope.variants - 2, 'degree')} of freedom. It"
+            f" is over {count_text(slope.variants, 'variant')} that differ in more than what they send: it describes"
+            " these, and says little of others."
+        ),
+    )
+
+
 def remarks(results: SweepResults) -> dict[str, str]:
     """What a reader has to know of a variant, by its name."""
     found = {
@@ -150,8 +204,8 @@ def remarks(results: SweepResults) -> dict[str, str]:
 SitesOf = Callable[[VariantResult], Sequence[SiteNumber]]
 
 
-def dice_sites(variant: VariantResult) -> Sequence[SiteNumber]:
-    """Dice per site."""
+def score_sites(variant: VariantResult) -> Sequence[SiteNumber]:
+    """The score per site."""
     return variant.sites
 
 
@@ -184,7 +238,7 @@ def _site_text(number: SiteNumber | None, signed: bool) -> str:
 def unseen_table(results: SweepResults) -> Table | None:
     """A row per variant and site that it left out of the training; None where there is none."""
     rows = [
-        (variant.name, number.site, str(number.volumes), interval_text(number.value), _difference_at(variant, number))
+        (variant.name, number.site, str(number.cases), interval_text(number.value), _difference_at(variant, number))
         for variant in compared(results)
         for number in variant.sites
         if number.unseen
@@ -196,12 +250,14 @@ def unseen_table(results: SweepResults) -> Table | None:
     ]
     if not rows:
         return None
+    headline = results.headline
+    there = f"{headline.word} there [95 %]"
     return Table(
-        header=("variant", "site it never saw", "volumes", "Dice there [95 %]", "difference [95 %]"),
+        header=("variant", "site it never saw", headline.cases, there, "difference [95 %]"),
         rows=(*rows, *means),
         note=(
             f"A site that was left out is scored with the global model. Difference: to {results.baseline} at the same"
-            " volumes; where that one trained with the site, it is what a hospital loses by staying out."
+            f" {headline.cases}; where that one trained with the site, it is what a hospital loses by staying out."
         ),
     )
 
@@ -219,27 +275,28 @@ def _difference_at(variant: VariantResult, at: SiteNumber) -> str:
 
 
 def selection_table(records: SweepRecords, results: SweepResults, over: str) -> Table | None:
-    """Validation Dice of every value that was tried; None where nothing is selected."""
+    """Validation score of every value that was tried; None where nothing is selected."""
     tuned = [variant for variant in results.variants if variant.validation]
     if not tuned:
         return None
+    word, cases = results.headline.word_inside, results.headline.cases
     values = list(dict.fromkeys(value for variant in tuned for value in variant.validation))
     rows = tuple(
         (
             variant.name,
             *(_tried_text(variant, value) for value in values),
             UNDEFINED if variant.choice is None else choice_text(variant.choice),
-            interval_text(variant.dice),
+            interval_text(variant.score),
             str(records.named(variant.name).tuning_runs),
         )
         for variant in tuned
     )
     return Table(
-        header=("variant", *(f"{over} {value}" for value in values), "chosen", "test Dice [95 %]", "runs"),
+        header=("variant", *(f"{over} {value}" for value in values), "chosen", f"test {word} [95 %]", "runs"),
         rows=rows,
         note=(
-            "Mean Dice of the validation volumes after the last round, over hospitals and seeds; * marks the value that"
-            " was chosen by it. Test volumes were scored for the chosen value only. Runs: values x seeds, the"
+            f"Mean {word} of the validation {cases} after the last round, over hospitals and seeds; * marks the value"
+            f" that was chosen by it. Test {cases} were scored for the chosen value only. Runs: values x seeds, the"
             " tuning budget; a comparison is fair where it is the same for all."
         ),
     )
@@ -331,29 +388,29 @@ def run_table(records: SweepRecords, results: SweepResults, link: Callable[[Cell
         link: Makes the cell with the run's folder; None: its name.
     """
     named = {variant.name: variant for variant in results.variants}
-    where = link or run_name
+    where, word = link or run_name, results.headline.word_inside
     rows = tuple(
         (
             cell.key,
             cell.state,
-            number_text(_dice_of(records, cell, named[cell.variant])),
-            number_text(cell.validation_dice) if cell.choice is not None else "",
+            number_text(_score_of(records, cell, named[cell.variant])),
+            number_text(cell.validation_score) if cell.choice is not None else "",
             seconds_text(cell.records.seconds) if cell.records is not None else UNDEFINED,
             where(cell),
         )
         for cell in records.cells
     )
     return Table(
-        header=("run", "state", "test Dice", "validation Dice", "time", "page"),
+        header=("run", "state", f"test {word}", f"validation {word}", "time", "page"),
         rows=rows,
         note=(
-            "Dice: the mean over sites after the last round. Held: test volumes wait until a value is chosen, or"
-            " another one was. Missing: not begun, or not on this machine."
+            f"{results.headline.word}: the mean over sites after the last round. Held: test {results.headline.cases}"
+            " wait until a value is chosen, or another one was. Missing: not begun, or not on this machine."
         ),
     )
 
 
-def _dice_of(records: SweepRecords, cell: CellRecord, result: VariantResult) -> float | None:
+def _score_of(records: SweepRecords, cell: CellRecord, result: VariantResult) -> float | None:
     counts = cell.state == "finished" and (cell.choice is None or cell.choice == result.choice)
     return result.per_seed.get(cell.seed) if counts else None
 

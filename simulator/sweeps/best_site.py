@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..results import RunRecords, by_site, mean, volumes_under
+from ..results import RunRecords, by_site, cases_under, mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +18,16 @@ class BestSite:
 
     Args:
         site: The hospital.
-        per_volume: Dice of every test volume of every site, those of the common test set and of unseen sites too, under
-            its model, by (site, case); volumes without a defined Dice are left out.
-        chosen_on: ``validation``: by the mean over the sites of the Dice of their validation volumes; ``test``: the
-            same on test volumes, where no site has validation volumes. Then the number is optimistic: the choice and
+        per_case: The score (Dice; 1 and 0 of an image told right and wrong) of every test case of every site, those of
+            the common test set and of unseen sites too, under its model, by (site, case); cases without one are left
+            out.
+        chosen_on: ``validation``: by the mean over the sites of the scores of their validation cases; ``test``: the
+            same on test cases, where no site has validation cases. Then the number is optimistic: the choice and
             the score rest on the same volumes.
     """
 
     site: str
-    per_volume: Mapping[tuple[str, str], float]
+    per_case: Mapping[tuple[str, str], float]
     chosen_on: Literal["validation", "test"]
 
 
@@ -51,12 +52,12 @@ def best_single_site(records: RunRecords) -> BestSite:
     chosen_on: Literal["validation", "test"] = "validation" if validated else "test"
     scores = {name: _everywhere(records, name, chosen_on) for name in names}
     site = max(names, key=lambda name: scores[name])
-    volumes = volumes_under(records, site)
-    defined = {place: value for place, value in volumes.items() if value is not None}
-    return BestSite(site=site, per_volume=defined, chosen_on=chosen_on)
+    scores_there = cases_under(records, site)
+    defined = {place: value for place, value in scores_there.items() if value is not None}
+    return BestSite(site=site, per_case=defined, chosen_on=chosen_on)
 
 
 def _everywhere(records: RunRecords, name: str, split: str) -> float:
-    """The mean over the sites of the Dice of a hospital's model; -1 where it is defined nowhere."""
-    score = mean(by_site(volumes_under(records, name, (split,))).values())
+    """The mean over the sites of the score of a hospital's model; -1 where it is defined nowhere."""
+    score = mean(by_site(cases_under(records, name, (split,))).values())
     return -1.0 if score is None else score

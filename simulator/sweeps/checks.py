@@ -15,7 +15,7 @@ STATES = {
     "missing": "not begun, or on another machine",
     "interrupted": "interrupted",
     "running": "still running",
-    "held": "waiting for their test volumes to be scored",
+    "held": "waiting for their test {cases} to be scored",
 }
 """The states of runs that count and are not finished, in words."""
 
@@ -39,7 +39,8 @@ def _unfinished(records: SweepRecords) -> Iterator[str]:
     for state, words in STATES.items():
         names = [cell.key for cell in cells if cell.state == state]
         if names:
-            yield f"{counted(len(names), 'run')} {words}: {named(names, between='; ')}"
+            state_words = words.format(cases=records.headline.cases)
+            yield f"{counted(len(names), 'run')} {state_words}: {named(names, between='; ')}"
 
 
 def _differing(cells: Sequence[CellRecord]) -> Iterator[str]:

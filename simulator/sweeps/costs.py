@@ -12,7 +12,7 @@ FLOAT32_BYTES = 4
 """What a number takes on the wire."""
 
 _Point = tuple[float, int, int]
-"""Dice, bytes so far, steps so far."""
+"""Score, bytes so far, steps so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """The test Dice after a round, the mean over hospitals and seeds, with the lowest and highest seed.
+    """The test score after a round, the mean over hospitals and seeds, with the lowest and highest seed.
 
     ``bytes`` (both directions) and ``steps`` are sums over the hospitals up to this round. A course is there to be
     looked at: nothing is chosen by it.
@@ -96,7 +96,7 @@ def link_hours(size: float, megabits: float) -> float:
 
 
 def curve(variant: VariantRecord) -> tuple[CurvePoint, ...]:
-    """The rounds that all finished runs of a variant have a test Dice of."""
+    """The rounds that all finished runs of a variant have a test score of."""
     courses = [_course(cell.measured, travels=variant.role != "pooled") for cell in variant.finished]
     if not courses:
         return ()
@@ -106,25 +106,25 @@ def curve(variant: VariantRecord) -> tuple[CurvePoint, ...]:
 
 def _course(records: RunRecords, *, travels: bool) -> dict[int, _Point]:
     """Per scored round; nothing where hospitals stay alone and have a common test set, which no model of theirs saw."""
-    series = records.series("dice", "test")
+    series = records.series(records.headline.key, "test")
     if records.stays_alone:
         series.pop(COMMON, None)
-    return {number: _at(records, number, dice, travels) for number, dice in mean_series(series) if dice is not None}
+    return {number: _at(records, number, score, travels) for number, score in mean_series(series) if score is not None}
 
 
-def _at(records: RunRecords, number: int, dice: float, travels: bool) -> _Point:
+def _at(records: RunRecords, number: int, score: float, travels: bool) -> _Point:
     rows = [row for row in records.ledger if row.round <= number]
     sent = sum(row.bytes_down + row.bytes_up for row in rows) if travels else 0
-    return dice, sent, sum(row.steps for row in rows)
+    return score, sent, sum(row.steps for row in rows)
 
 
 def _point(number: int, found: Sequence[_Point]) -> CurvePoint:
-    dice = [one for one, _, _ in found]
+    scores = [one for one, _, _ in found]
     return CurvePoint(
         round=number,
         bytes=sum(sent for _, sent, _ in found) / len(found),
         steps=sum(steps for _, _, steps in found) / len(found),
-        mean=sum(dice) / len(dice),
-        low=min(dice),
-        high=max(dice),
+        mean=sum(scores) / len(scores),
+        low=min(scores),
+        high=max(scores),
     )

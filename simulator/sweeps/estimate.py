@@ -14,8 +14,10 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, TypeVar
 
 from ...aggregators.contract import HospitalInfo
+from ...clients import MODELS
 from ..assembly import locate
 from ..builder import leaves, resolve
+from ..headline import HEADLINES, Task
 from ..reports.page import UNDEFINED, Table, bytes_text, count_text, seconds_text
 from ..resident import Resident
 from ..rundir import environment
@@ -145,10 +147,11 @@ class Estimate:
         if select is None:
             return ""
         values, seeds = len(select.values), len(self.plan.sweep.seeds)
+        cases = HEADLINES[self.plan.cells[0].experiment.model.task].cases
         steps = "" if self.steps is None else f", {self.steps:,} optimizer steps over all hospitals"
         return _filled(
             [
-                f"tuning: {select.path} of each variant is the best of {list(select.values)} on validation volumes: "
+                f"tuning: {select.path} of each variant is the best of {list(select.values)} on validation {cases}: "
                 f"{values} values x {count_text(seeds, 'seed')} = {values * seeds} runs{steps}."
             ]
         )
@@ -171,15 +174,24 @@ class Estimate:
 
 def _rests_on(kind: Kind, pace: Pace) -> str:
     """What a pace was taken from."""
-    what = f"sam {kind.model.size} at {kind.model.image_size} px, batches of {kind.batch_size}, {kind.precision}"
-    speed = f"{pace.step_s:.3g} s for a step and {pace.slice_s:.3g} s for a slice that is scored"
+    model = next((name for name, row in MODELS.items() if row is type(kind.model)), type(kind.model).__name__)
+    what = f"{model} {kind.model.size} at {kind.model.image_size} px, batches of {kind.batch_size}, {kind.precision}"
+    scored, rest = _SCORED[kind.model.task]
+    speed = f"{pace.step_s:.3g} s for a step and {pace.slice_s:.3g} s for {scored} that is scored"
     if pace.runs:
         done = "1 run that is done" if pace.runs == 1 else f"{pace.runs} runs that are done"
         return f"It rests on {done} ({what}): {speed}."
     return (
-        f"It rests on {speed}, measured now on noise with the method that trains most ({what}). Surface scores, "
-        f"pictures and rounds without steps are taken as {pace.rest_s:.0f} s a run."
+        f"It rests on {speed}, measured now on noise with the method that trains most ({what}). {rest} and "
+        f"rounds without steps are taken as {pace.rest_s:.0f} s a run."
     )
+
+
+_SCORED: Mapping[Task, tuple[str, str]] = {
+    "segmentation": ("a slice", "Surface scores, pictures"),
+    "classification": ("an image", "Pictures"),
+}
+"""What is scored at a pace, and what of scoring that leaves out."""
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -292,6 +304,8 @@ class _Traffics:
         """What a run's hospitals send, or why it cannot run."""
         names = ("model", "method", "aggregator", "ranks", "stages", "training", "cohort")
         parts = [resolve(getattr(experiment, name)) for name in names]
+        if hasattr(experiment.method, "draw"):  # what a schedule draws is another for every seed
+            parts.append((experiment.seed, experiment.rounds))
         key = repr([parts, type(experiment.aggregator), type(experiment.method), num_classes, hospitals])
         if key not in self._found:
             try:

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import torch
 
+from ...datasets.contract import task_of
 from ..assembly import Located, locate
 from ..builder import ConfigError
 from ..files import read_json
+from ..headline import HEADLINES
 from ..locks import InUseError
 from ..out_of_memory import OutOfMemoryError, release
 from ..progress import SweepProgress
@@ -150,8 +152,9 @@ def folders(plan: Plan, how: How, resident: Resident) -> dict[str, str]:
     """The run directory of every cell, relative to the folder of all runs; finds all data, trains nothing.
 
     Raises:
-        ConfigError: every problem of the data and of what looks at them.
+        ConfigError: runs of different tasks; every problem of the data and of what looks at them.
     """
+    _check_one_task(plan)
     paths: dict[str, str] = {}
     problems: list[str] = []
     for cell in plan.cells:
@@ -167,6 +170,16 @@ def folders(plan: Plan, how: How, resident: Resident) -> dict[str, str]:
     return paths
 
 
+def _check_one_task(plan: Plan) -> None:
+    """Raises ConfigError where some runs segment and others classify: their scores cannot be compared."""
+    first: dict[str, str] = {}
+    for cell in plan.cells:
+        first.setdefault(task_of(cell.experiment.data), cell.key)
+    if len(first) > 1:
+        found = "; ".join(f"{task}: {key}" for task, key in first.items())
+        raise ConfigError([f"sweep {plan.name}: expected runs of one task, got {found}; make a sweep of each"])
+
+
 def _check_runnable(variants: Sequence[Variant], how: How, paths: Mapping[str, str], resident: Resident) -> None:
     """Raises ConfigError with all variants that could not run, of those that have not been begun."""
     begun = {key for key, path in paths.items() if (how.out / path / "manifest.json").is_file()}
@@ -179,8 +192,9 @@ def _check_runnable(variants: Sequence[Variant], how: How, paths: Mapping[str, s
 def _check_validation(cell: Cell, located: Located) -> None:
     lacking = [name for name, cases in located.federation.hospitals.items() if not cases.validation]
     if cell.choice is not None and lacking:
+        cases = HEADLINES[task_of(cell.experiment.data)].cases
         raise ValueError(
-            f"select: expected validation volumes at every hospital, got none at {lacking[:5]}; set "
+            f"select: expected validation {cases} at every hospital, got none at {lacking[:5]}; set "
             "split.validation_fraction above 0, such as 0.2"
         )
 
@@ -318,8 +332,9 @@ def _stop_without_space(error: BaseException) -> None:
 
 
 def _said(path: Path) -> str:
-    """The score of a run that is over: on test volumes, or on validation volumes where the others wait."""
+    """The score of a run that is over: on test cases, or on validation cases where the others wait."""
     records = RunRecords.load(path)
     if records.finished:
-        return f"Dice {number_text(mean(score.dice for score in records.final()))}"
-    return f"validation Dice {number_text(mean(score.dice for score in records.final('validation')))}"
+        return f"{records.headline.word} {number_text(mean(final.score for final in records.final()))}"
+    score = mean(final.score for final in records.final("validation"))
+    return f"validation {records.headline.word_inside} {number_text(score)}"

@@ -1,4 +1,4 @@
-"""Settings of a sweep that are numbers: what Dice does along one of them, as along the rank."""
+"""Settings of a sweep that are numbers: what the score does along one of them, as along the rank."""
 
 from __future__ import annotations
 

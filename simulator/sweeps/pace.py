@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...aggregators.contract import Phase
+from ...clients.class_losses import CrossEntropy
+from ...clients.classification import classify, image_source
 from ...clients.evaluation import evaluate, source_of
+from ...clients.network import Model
 from ...clients.optimizers import Schedule
-from ...clients.sam import Sam
 from ...clients.training import OptimizerState, Workplace, fit
-from ...datasets.contract import Case
+from ...datasets.contract import Case, has_classes
+from ...datasets.examples import Examples
+from ...datasets.images import HospitalImages, PreparedImages
 from ...datasets.windows import HospitalWindows, PreparedVolume, Windows
 from ..assembly import build_replica
 from ..bench.timing import timed
@@ -61,7 +65,7 @@ class Kind:
         compile: Whether the model is compiled.
     """
 
-    model: Sam
+    model: Model
     windows: Windows
     batch_size: int
     scored: int
@@ -72,7 +76,7 @@ class Kind:
     def of(cls, experiment: Experiment) -> Kind:
         """The kind of a run."""
         return cls(
-            model=replace(experiment.model, weights="random", heads="new"),
+            model=experiment.model.untrained(),
             windows=experiment.windows,
             batch_size=experiment.training.batch_size,
             scored=experiment.evaluation.batch_size,
@@ -194,11 +198,26 @@ def measure(experiment: Experiment, num_classes: int, device: torch.device, nati
     training = replace(light.training, schedule=Schedule(warmup_steps=0, horizon_epochs=None), steps=1)
     replica = build_replica(light, num_classes, device)
     place = Workplace(replica=replica, training=training, augment=light.augment)
-    seen = (min(SCORED, native[0]), *native[1:])
-    score_s = _seconds_of(partial(_score, light, place, _noise(light, num_classes, seen)), device)
-    windows = HospitalWindows([_noise(light, num_classes, (training.batch_size, *native[1:]))], light.windows)
-    step_s = _seconds_of(partial(_step, place, windows), device)
-    return Pace(step_s=step_s, slice_s=score_s / seen[0], rest_s=REST_S)
+    measure_it = _of_images if has_classes(light.data) else _of_volumes
+    return measure_it(light, place, num_classes, native)
+
+
+def _of_images(light: Experiment, place: Workplace, num_classes: int, native: tuple[int, int, int]) -> Pace:
+    """The pace on images; they have one size only, the model's."""
+    place, device = replace(place, loss=CrossEntropy()), place.replica.device
+    images = _noise_images(light, num_classes, light.evaluation.batch_size)
+    batch = _noise_images(light, num_classes, place.training.batch_size)
+    score_s = _seconds_of(partial(_classify, place, images), device) / len(images)
+    return Pace(step_s=_seconds_of(partial(_step, place, batch), device), slice_s=score_s, rest_s=REST_S)
+
+
+def _of_volumes(light: Experiment, place: Workplace, num_classes: int, native: tuple[int, int, int]) -> Pace:
+    """The pace on slices of volumes, which are scored on the grid of their files."""
+    device, slices = place.replica.device, (min(SCORED, native[0]), *native[1:])
+    volume = _noise(light, num_classes, slices)
+    windows = HospitalWindows([_noise(light, num_classes, (place.training.batch_size, *native[1:]))], light.windows)
+    score_s = _seconds_of(partial(_score, light, place, volume), device) / slices[0]
+    return Pace(step_s=_seconds_of(partial(_step, place, windows), device), slice_s=score_s, rest_s=REST_S)
 
 
 def _seconds_of(call: Callable[[], None], device: torch.device) -> float:
@@ -211,7 +230,7 @@ def _seconds_of(call: Callable[[], None], device: torch.device) -> float:
     return median(later)
 
 
-def _step(place: Workplace, windows: HospitalWindows) -> None:
+def _step(place: Workplace, windows: Examples) -> None:
     """One step of everything that may train."""
     rng = streams(0, "pace")
     fit(place, Phase(train=place.replica.layout.names), windows, OptimizerState(), rng, rng)
@@ -224,6 +243,24 @@ def _score(experiment: Experiment, place: Workplace, volume: PreparedVolume) -> 
     classes = [f"class {number}" for number in range(1, int(volume.labels.max()) + 1)]
     for _ in evaluate(place, [source], classes, evaluation, surfaces=False):
         pass
+
+
+def _classify(place: Workplace, images: HospitalImages) -> None:
+    """A batch of images is classified."""
+    for _ in classify(place.replica, [image_source(images)], len(images)):
+        pass
+
+
+def _noise_images(experiment: Experiment, num_classes: int, number: int) -> HospitalImages:
+    """So many images of noise, of all classes in turn."""
+    rng, size = streams(0, "pace")("images"), experiment.model.image_size
+    pixels = torch.randint(0, 256, (number, 3, size, size), generator=rng, dtype=torch.uint8)
+    nowhere = Path("none")
+    cases = tuple(
+        Case(name=f"{place:06d}", patient="nobody", image=nowhere, label=nowhere, target=place % num_classes)
+        for place in range(number)
+    )
+    return HospitalImages(PreparedImages(cases=cases, pixels=pixels, key=""), cases)
 
 
 def _noise(experiment: Experiment, num_classes: int, native: tuple[int, int, int]) -> PreparedVolume:

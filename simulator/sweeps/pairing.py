@@ -17,6 +17,7 @@ WORDS = {
     "batches": "batches",
     "augmentation": "augmentations",
     "initial": "initial values",
+    "schedule": "tensors to train",
 }
 """What is drawn, in words."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..files import file_stem, read_json
+from ..headline import HEADLINES, SEGMENTATION, Headline
 from ..locks import is_held
 from ..results import RunRecords, mean
 
@@ -31,7 +32,7 @@ class CellRecord:
         seed: Its seed.
         choice: The value of the selected setting, None where nothing is selected.
         path: Its run directory, there or not.
-        state: ``finished``; ``held``: its test volumes wait for the selection; ``running``, ``interrupted``,
+        state: ``finished``; ``held``: its test cases wait for the selection; ``running``, ``interrupted``,
             ``failed``; ``damaged``: it lost data or cannot be read; ``missing``: not begun, or on another machine. A
             killed run is ``interrupted``.
         error: What stopped it.
@@ -59,16 +60,16 @@ class CellRecord:
         return self.state in ("failed", "damaged")
 
     @property
-    def validation_dice(self) -> float | None:
-        """Mean over the hospitals of the Dice of their validation volumes after the last round.
+    def validation_score(self) -> float | None:
+        """Mean over the hospitals of the score of their validation cases after the last round.
 
-        A run that failed when its test volumes were scored has it too.
+        A run that failed when its test cases were scored has it too.
         """
         if self.records is None or self.state not in ("finished", "held", "failed"):
             return None
         if self.failed and self.records.last_evaluation("validation") != self.records.config["rounds"]:
             return None
-        return mean(score.dice for score in self.records.final("validation"))
+        return mean(final.score for final in self.records.final("validation"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class VariantRecord:
 
     @cached_property
     def choice(self) -> Any:
-        """The selected value: that with the best mean validation Dice, the first one of equals.
+        """The selected value: that with the best mean validation score, the first one of equals.
 
         None where nothing is selected, and as long as a run is still to come. A value that failed with a seed cannot be
         compared and is left out (:attr:`left_out`).
@@ -136,7 +137,7 @@ class VariantRecord:
         return tuple(cell for cell in self.cells if cell.choice == choice)
 
     def _validation(self, choice: Any) -> list[float | None]:
-        return [cell.validation_dice for cell in self._at(choice)]
+        return [cell.validation_score for cell in self._at(choice)]
 
     @property
     def chosen(self) -> tuple[CellRecord, ...]:
@@ -150,15 +151,15 @@ class VariantRecord:
 
 
 def _uncompared(cell: CellRecord) -> bool:
-    """Whether a run failed without a score on validation volumes."""
-    return cell.failed and cell.validation_dice is None
+    """Whether a run failed without a score on validation cases."""
+    return cell.failed and cell.validation_score is None
 
 
 def best_choice(scores: Sequence[tuple[Any, Sequence[float | None]]]) -> Any:
     """The value with the best mean score, the first one of equals; None as long as a score is missing.
 
     Args:
-        scores: Every value with the validation Dice of its runs.
+        scores: Every value with the validation score of its runs.
     """
     if not scores or any(score is None for _, found in scores for score in found):
         return None
@@ -200,6 +201,25 @@ class SweepRecords:
     def name(self) -> str:
         """The sweep's name."""
         return str(self.plan["sweep"])
+
+    @cached_property
+    def headline(self) -> Headline:
+        """What all runs are judged by; that of segmentation as long as there is none.
+
+        Raises:
+            ValueError: the runs have different tasks.
+        """
+        first: dict[str, str] = {}
+        for cell in self.cells:
+            if cell.records is not None:
+                first.setdefault(cell.records.task, cell.key)
+        if len(first) > 1:
+            found = "; ".join(f"{task}: {key}" for task, key in first.items())
+            raise ValueError(
+                f"{self.path}: expected runs of one task, as scores of two cannot be compared, got {found}; make a "
+                "sweep of each"
+            )
+        return HEADLINES[next(iter(first), SEGMENTATION.task)]
 
     @property
     def baseline(self) -> VariantRecord:

@@ -1,26 +1,29 @@
 """What a sweep found out, in numbers: scores, differences with intervals, costs. The report only draws what is here.
 
-Every number is of the last round of a finished run. A volume's score is averaged over the seeds first; then over the
-volumes of a site, then over the sites. Intervals come from :mod:`.statistics`.
+Every number is of the last round of a finished run. The score of a case is averaged over the seeds first; then over the
+cases of a site, then over the sites. A case is a volume of a segmentation, scored by its Dice, or an image of a
+classification, which is 1 where it was told right and 0 where not. Intervals come from :mod:`.statistics`.
 
 Sites that were left out of the training (``split.leave_out``) have numbers of their own, beside the mean over the sites
 that train: the first says what a new hospital can expect, the second whether the others suffer. A hospital that is left
-out is paired, volume by volume, with itself where it trains.
+out is paired, case by case, with itself where it trains.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from ..results import UNSEEN, CaseRow, RunRecords, mean
+from ..headline import Headline
+from ..results import UNSEEN, CaseRow, FinalScores, RunRecords, mean
 from .best_site import BestSite, best_single_site
 from .checks import check_cells
 from .costs import Cost, CurvePoint, cost, curve
 from .records import SweepRecords, VariantRecord
+from .slope import Slope, fit
 from .statistics import (
     Interval,
     Paired,
@@ -47,13 +50,14 @@ __all__ = [
     "Effect",
     "Interval",
     "SiteNumber",
+    "Slope",
     "SweepResults",
     "VariantResult",
     "analyse",
+    "cases_rows",
     "choice_text",
     "results_json",
     "variants_rows",
-    "volumes_rows",
 ]
 
 SCORED = ("test", UNSEEN)
@@ -62,24 +66,24 @@ SCORED = ("test", UNSEEN)
 
 @dataclass(frozen=True, kw_only=True)
 class SiteNumber:
-    """A Dice, or a difference of two, at one site.
+    """A score, or a difference of two, at one site.
 
     Args:
         site: Its name.
         unseen: Whether the site was left out of the training (of the variant, not of what it is compared with).
-        volumes: How many volumes are behind it.
+        cases: How many volumes or images are behind it.
         value: The number.
     """
 
     site: str
     unseen: bool
-    volumes: int
+    cases: int
     value: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """The paired difference of a variant to something else, volume by volume: above 0 the variant is better.
+    """The paired difference of a variant to something else, case by case: above 0 the variant is better.
 
     Args:
         against: What it is compared with.
@@ -90,9 +94,9 @@ class Effect:
         worst_site: Which of the sites of ``overall`` has the lowest difference.
         per_seed: ``overall``, seed by seed.
         seeds_sd: Standard deviation of those, None with fewer than two.
-        volumes: Pairs of volumes behind ``overall``.
-        unpaired: Volumes that only one of the two was scored on.
-        undefined: Pairs (volumes times seeds) that are left out as a score is undefined.
+        cases: Pairs of cases behind ``overall``.
+        unpaired: Cases that only one of the two was scored on.
+        undefined: Pairs (cases times seeds) that are left out as a score is undefined.
         few: What there is too little of to say much, in plain words.
         warnings: What else a reader has to know.
     """
@@ -104,7 +108,7 @@ class Effect:
     worst_site: str
     per_seed: Mapping[int, float]
     seeds_sd: float | None
-    volumes: int
+    cases: int
     unpaired: int
     undefined: int = 0
     few: tuple[str, ...] = ()
@@ -127,24 +131,27 @@ class VariantResult:
         name: Its name.
         role: ``variant``, ``local``, ``pooled`` or ``zero_shot``.
         seeds: The seeds that are finished.
-        dice: The mean over the sites that train; None where nothing is finished. For the local reference every
+        score: The mean over the sites that train; None where nothing is finished. For the local reference every
             hospital is scored with its own model, and the common test set and sites that are left out with those of
             all hospitals, the mean.
         unseen: The mean over the sites that were left out of the training, None without.
         per_seed: The same, seed by seed.
         seeds_sd: Standard deviation of those, None with fewer than two.
         sites: Per site, those that were left out too.
-        worst_site: The site with the lowest Dice of those that train, None where nothing is finished.
-        undefined: Scores (volumes times seeds) that are left out as they are undefined.
+        worst_site: The site with the lowest score of those that train, None where nothing is finished.
+        undefined: Scores (cases times seeds) that are left out as they are undefined.
         effect: Against the baseline; None for the baseline itself, and for references.
         gain: Against its local reference, site by site and the mean over sites (FLAP-SAM's collaborative gain); None
             without.
-        references: Dice of its references, the mean over the sites that train: ``local``, ``pooled``, ``zero_shot``,
+        references: Scores of its references, the mean over the sites that train: ``local``, ``pooled``, ``zero_shot``,
             ``best_site``; None where nothing is finished.
         cost: What it sent and computed.
-        curve: Round by round, where test volumes were scored on the way.
+        curve: Round by round, where test cases were scored on the way.
         choice: The selected value, None where nothing is selected.
-        validation: Mean validation Dice of every value that was tried, as text; empty where nothing is selected.
+        validation: Mean validation score of every value that was tried, as text; empty where nothing is selected.
+        others: The headline's other scores that no single case has, by metric: the mean over the seeds of the mean over
+            the hospitals that train. Without intervals.
+        together: The headline and those, over the images of all hospitals in one heap; the mean over the seeds.
         seconds: Wall-clock seconds of a run, the mean. Not reproducible: left out of the JSON.
         warnings: What a reader has to know.
     """
@@ -152,7 +159,7 @@ class VariantResult:
     name: str
     role: str
     seeds: tuple[int, ...]
-    dice: Interval | None = None
+    score: Interval | None = None
     unseen: Interval | None = None
     per_seed: Mapping[int, float] = field(default_factory=dict)
     seeds_sd: float | None = None
@@ -166,6 +173,8 @@ class VariantResult:
     curve: tuple[CurvePoint, ...] = ()
     choice: Any = None
     validation: Mapping[str, float | None] = field(default_factory=dict)
+    others: Mapping[str, float | None] = field(default_factory=dict)
+    together: Mapping[str, float | None] = field(default_factory=dict)
     seconds: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -178,29 +187,50 @@ class SweepResults:
         sweep: Its name.
         baseline: Name of the variant that the others are compared with.
         variants: In the order of the plan; references last.
+        headline: What all runs are judged by.
+        slope: The scores against the parameters that are sent; None with fewer than three variants that differ in it.
         complete: Whether every run that counts is finished.
-        warnings: What a reader has to know of the whole: cells that are missing or ran different code, few volumes,
+        warnings: What a reader has to know of the whole: cells that are missing or ran different code, few cases,
             many comparisons.
     """
 
     sweep: str
     baseline: str
     variants: tuple[VariantResult, ...]
+    headline: Headline
+    slope: Slope | None
     complete: bool
     warnings: tuple[str, ...] = ()
 
 
 def analyse(records: SweepRecords) -> SweepResults:
-    """All numbers of a sweep, finished or not."""
+    """All numbers of a sweep, finished or not.
+
+    Raises:
+        ValueError: its runs have different tasks.
+    """
+    headline = records.headline
     measured = _Measured(records=records)
     variants = tuple(_result(measured, variant) for variant in records.variants)
     return SweepResults(
         sweep=records.name,
         baseline=records.baseline.name,
         variants=variants,
+        headline=headline,
+        slope=fit(sent_and_scored(variants)),
         complete=not records.unfinished,
-        warnings=(*check_cells(records), *_unlike(variants), *_few(variants), *_many(variants)),
+        warnings=(*check_cells(records), *_unlike(variants, headline), *_few(variants), *_many(variants)),
     )
+
+
+def sent_and_scored(variants: Iterable[VariantResult]) -> list[tuple[float, float]]:
+    """Per variant that sends something: the numbers that a hospital sends in a round, and the score."""
+    return [
+        (variant.cost.parameters_up, variant.score.mean)
+        for variant in variants
+        if variant.role == "variant" and variant.score is not None
+        if variant.cost is not None and variant.cost.parameters_up > 0
+    ]
 
 
 # --- what was measured ------------------------------------------------------------------------------------------------
@@ -215,7 +245,7 @@ class _Measured:
     best: dict[str, dict[int, BestSite]] = field(default_factory=dict)
 
     def scores(self, name: str) -> Scores:
-        """Scores of the volumes in the last round of a variant's finished runs."""
+        """Scores of the cases in the last round of a variant's finished runs."""
         if name not in self.known:
             read = {cell.seed: _scores(cell.measured) for cell in self.records.named(name).finished}
             self.known[name] = {seed: scores for seed, scores in read.items() if scores}
@@ -227,6 +257,11 @@ class _Measured:
             cells = self.records.named(local).finished if self.asks_for_best_site else ()
             self.best[local] = {cell.seed: best_single_site(cell.measured) for cell in cells if cell.measured.across}
         return self.best[local]
+
+    @property
+    def headline(self) -> Headline:
+        """What all runs are judged by."""
+        return self.records.headline
 
     @property
     def asks_for_best_site(self) -> bool:
@@ -243,28 +278,29 @@ class _Measured:
 
 
 def _last(records: RunRecords) -> list[CaseRow]:
-    """The rows of test volumes after the last round that scored them."""
+    """The rows of test cases after the last round that scored them."""
     scored = [row for row in records.cases if row.split in SCORED]
     last = max((row.round for row in scored), default=None)
     return [row for row in scored if row.round == last]
 
 
 def _scores(records: RunRecords) -> dict[Volume, float | None]:
-    """Dice of every volume after the last round.
+    """The score of every case after the last round.
 
     Hospitals that stay alone have no model for a site that does not train (its row is of the initial values). What
     counts there is the mean over the models of all hospitals, where the run scored them.
     """
-    scores = {(row.hospital, row.case): row.value for row in _last(records) if row.metric == "dice"}
+    key = records.headline.key
+    scores = {(row.hospital, row.case): row.value for row in _last(records) if row.metric == key}
     if not records.stays_alone:
         return scores
     foreign = records.untrained
     under: dict[Volume, list[float | None]] = {}
     for row in records.across:
-        if row.metric == "dice" and row.split in SCORED and row.hospital in foreign:
+        if row.metric == key and row.split in SCORED and row.hospital in foreign:
             under.setdefault((row.hospital, row.case), []).append(row.value)
-    own = {volume: value for volume, value in scores.items() if volume[0] not in foreign}
-    return own | {volume: mean(values) for volume, values in under.items()}
+    own = {case: value for case, value in scores.items() if case[0] not in foreign}
+    return own | {case: mean(values) for case, values in under.items()}
 
 
 # --- a variant --------------------------------------------------------------------------------------------------------
@@ -282,7 +318,7 @@ def _result(measured: _Measured, variant: VariantRecord) -> VariantResult:
         name=variant.name,
         role=variant.role,
         seeds=tuple(sorted(scores)),
-        dice=summary.overall,
+        score=summary.overall,
         unseen=summary.unseen,
         per_seed=seeds,
         seeds_sd=spread(seeds.values()),
@@ -296,14 +332,37 @@ def _result(measured: _Measured, variant: VariantRecord) -> VariantResult:
         curve=curve(variant),
         choice=variant.choice,
         validation=_validation(variant),
+        others=_others(variant, measured.headline),
+        together=_together(variant, measured.headline),
         seconds=mean(cell.measured.seconds for cell in variant.finished),
         warnings=tuple(_variant_warnings(measured, variant, effect)),
     )
 
 
+def _others(variant: VariantRecord, headline: Headline) -> dict[str, float | None]:
+    """Means over the seeds and the hospitals; not of hospitals that stay alone at a test set of nobody."""
+    runs = [cell.measured for cell in variant.finished]
+    scores = [[score for score in run.final() if score.hospital not in run.untrained] for run in runs]
+    keys = [other.key for other in headline.others if not other.per_class]
+    return {key: mean(mean(score.others[key] for score in of_run) for of_run in scores) for key in keys}
+
+
+def _together(variant: VariantRecord, headline: Headline) -> dict[str, float | None]:
+    """Means over the seeds of the scores over all images in one heap; empty where a task has none."""
+    if not headline.pools:
+        return {}
+    found = [score for cell in variant.finished if (score := cell.measured.together()) is not None]
+    names = [headline.key, *(other.key for other in headline.others if not other.per_class)]
+    return {name: mean(_named_score(score, name, headline) for score in found) for name in names}
+
+
+def _named_score(score: FinalScores, name: str, headline: Headline) -> float | None:
+    return score.score if name == headline.key else score.others[name]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Summary:
-    """Numbers per volume, summed up: ``main`` are the sites behind ``overall``."""
+    """Numbers per case, summed up: ``main`` are the sites behind ``overall``."""
 
     main: tuple[str, ...]
     overall: Interval | None
@@ -321,7 +380,7 @@ def _summary(values: Mapping[Volume, float], unseen: frozenset[str], apart: froz
     """Over sites and per site.
 
     Args:
-        values: A number per volume.
+        values: A number per case.
         unseen: Sites that are marked as left out, with a mean of their own.
         apart: Sites that are not in ``overall``, unless there are no others.
     """
@@ -333,7 +392,7 @@ def _summary(values: Mapping[Volume, float], unseen: frozenset[str], apart: froz
         overall=mean_over_sites({site: samples[site] for site in main}) if main else None,
         unseen=mean_over_sites({site: samples[site] for site in new}) if new else None,
         sites=tuple(
-            SiteNumber(site=site, unseen=site in unseen, volumes=len(found), value=mean_over_sites({site: found}))
+            SiteNumber(site=site, unseen=site in unseen, cases=len(found), value=mean_over_sites({site: found}))
             for site, found in samples.items()
         ),
     )
@@ -350,7 +409,7 @@ def _at_sites(scores: Scores, sites: Sequence[str]) -> Scores:
 
 
 def _effect(measured: _Measured, variant: VariantRecord, against: str) -> Effect | None:
-    """The difference to another variant or reference; None as long as there is no pair of volumes."""
+    """The difference to another variant or reference; None as long as there is no pair of cases."""
     pairs = paired(measured.scores(variant.name), measured.scores(against))
     values = over_seeds(pairs.differences)
     if not values:
@@ -371,20 +430,20 @@ def _effect(measured: _Measured, variant: VariantRecord, against: str) -> Effect
         worst_site=summary.worst_site,
         per_seed=seeds,
         seeds_sd=sd,
-        volumes=sum(len(samples[site]) for site in summary.main),
+        cases=sum(len(samples[site]) for site in summary.main),
         unpaired=pairs.unpaired,
         undefined=pairs.undefined,
-        few=_too_few(summary, values, len(seeds)),
+        few=_too_few(summary, values, len(seeds), measured.headline.case),
         warnings=tuple(_effect_warnings(measured, variant, against, pairs, summary, sd)),
     )
 
 
-def _too_few(summary: _Summary, values: Mapping[Volume, float], seeds: int) -> tuple[str, ...]:
+def _too_few(summary: _Summary, values: Mapping[Volume, float], seeds: int, case: str) -> tuple[str, ...]:
     samples = by_site(values)
-    found = list(too_few({site: samples[site] for site in summary.main}, seeds))
+    found = list(too_few({site: samples[site] for site in summary.main}, seeds, case=case))
     new = {number.site: samples[number.site] for number in summary.sites if number.unseen}
     if new and not set(new) <= set(summary.main):
-        found += too_few(new, seeds, f"at {named(list(new))}, left out of the training")
+        found += too_few(new, seeds, f"at {named(list(new))}, left out of the training", case)
     return tuple(dict.fromkeys(found))
 
 
@@ -392,15 +451,16 @@ def _effect_warnings(
     measured: _Measured, variant: VariantRecord, against: str, pairs: Paired, summary: _Summary, sd: float | None
 ) -> Iterable[str]:
     assert summary.overall is not None
+    headline = measured.headline
     planned = {cell.seed for cell in (*variant.cells, *measured.records.named(against).cells)}
     waiting = sorted(planned - pairs.differences.keys())
     new = [number for number in summary.sites if number.unseen and number.site not in summary.main]
     if waiting:
         yield f"{_seeds(waiting)} left out: not finished, with test scores, for both it and {against}"
     if pairs.unpaired:
-        yield f"{counted(pairs.unpaired, 'volume')} left out: scored for only one of it and {against}"
+        yield f"{counted(pairs.unpaired, headline.case)} left out: scored for only one of it and {against}"
     if pairs.undefined:
-        yield f"{counted(pairs.undefined, 'pair')} of scores left out: the Dice of one is undefined"
+        yield f"{counted(pairs.undefined, 'pair')} of scores left out: the {headline.word_inside} of one is undefined"
     yield from verdict(summary.overall, sd)
     if new and summary.unseen is not None:
         yield from verdict(summary.unseen, None, f"at {named([number.site for number in new])}, left out: ")
@@ -416,11 +476,11 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _references(measured: _Measured, variant: VariantRecord) -> dict[str, float | None]:
-    """Mean Dice of the references, over the sites that train."""
+    """Mean scores of the references, over the sites that train."""
     found = {role: _level(measured.scores(name), measured.left_out[name]) for role, name in variant.references.items()}
     local = variant.references.get("local")
     if local is not None and measured.asks_for_best_site:
-        under = {seed: best.per_volume for seed, best in measured.best_sites(local).items()}
+        under = {seed: best.per_case for seed, best in measured.best_sites(local).items()}
         found["best_site"] = _level(under, measured.left_out[local])
     return found
 
@@ -434,27 +494,31 @@ def _level(scores: Scores, left_out: frozenset[str]) -> float | None:
 
 def _variant_warnings(measured: _Measured, variant: VariantRecord, effect: Effect | None) -> Iterable[str]:
     scores, baseline = measured.scores(variant.name), measured.records.baseline.name
+    headline = measured.headline
     waiting = sorted({cell.seed for cell in variant.cells} - scores.keys())
     if waiting:
         yield f"{_seeds(waiting)} not finished"
     yield from variant.selection_warnings
     if missing := undefined(scores):
-        yield f"{counted(missing, 'score')} left out: the Dice is undefined"
+        yield f"{counted(missing, 'score')} left out: the {headline.word_inside} is undefined"
     if scores and effect is None and variant.role == "variant" and variant.name != baseline:
-        yield f"not compared with {baseline}: no seed, site and volume is scored for both"
+        yield f"not compared with {baseline}: no seed, site and {headline.case} is scored for both"
     local = variant.references.get("local")
     if local is not None and measured.records.named(local).finished and not measured.scores(local):
         yield "no gain: the local models were not scored on the common test set; best_site in `references` asks for it"
     if local is not None and any(best.chosen_on == "test" for best in measured.best_sites(local).values()):
-        yield "the best single site was chosen on the test volumes, as there are no others: its Dice is too high"
+        yield (
+            f"the best single site was chosen on the test {headline.cases}, as there are no others: its "
+            f"{headline.word_inside} is too high"
+        )
 
 
 def _validation(variant: VariantRecord) -> dict[str, float | None]:
-    """Mean validation Dice over seeds of every value that was tried."""
+    """Mean validation score over seeds of every value that was tried."""
     tried: dict[str, list[float | None]] = {}
     for cell in variant.cells:
         if cell.choice is not None:
-            tried.setdefault(choice_text(cell.choice), []).append(cell.validation_dice)
+            tried.setdefault(choice_text(cell.choice), []).append(cell.validation_score)
     return {text: mean(found) for text, found in tried.items()}
 
 
@@ -466,13 +530,16 @@ def choice_text(choice: Any) -> str:
 # --- of the whole -----------------------------------------------------------------------------------------------------
 
 
-def _unlike(variants: Iterable[VariantResult]) -> list[str]:
+def _unlike(variants: Iterable[VariantResult], headline: Headline) -> list[str]:
     """That means over different sites are no ranking."""
     compared = [variant for variant in variants if variant.role == "variant" and variant.sites]
     sites = {frozenset(number.site for number in variant.sites if not number.unseen) for variant in compared}
     if len(sites) < 2:
         return []
-    return ["the mean Dice of the variants is over different sites: compare their differences, which are paired"]
+    return [
+        f"the mean {headline.word_inside} of the variants is over different sites: compare their differences, which "
+        "are paired"
+    ]
 
 
 def _few(variants: Iterable[VariantResult]) -> list[str]:
@@ -501,16 +568,39 @@ def _many(variants: Iterable[VariantResult]) -> list[str]:
 
 
 def results_json(results: SweepResults) -> dict[str, Any]:
-    """The results as plain JSON, without seconds, times and paths: a sweep that was continued gives the same again."""
+    """The results as plain JSON, without seconds, times and paths: a sweep that was continued gives the same again.
+
+    Scores have the headline's name, ``dice`` or ``accuracy``, and cases theirs; ``slope_per_decade`` is there where it
+    can be fitted, other scores where they are no case's.
+    """
     plain: dict[str, Any] = json.loads(json.dumps(asdict(results)))
-    for variant in plain["variants"]:
-        del variant["seconds"]
-    return plain
+    del plain["headline"]
+    slope = plain.pop("slope")
+    plain["variants"] = [_variant_json(variant, results.headline) for variant in plain["variants"]]
+    return {**plain, **({"slope_per_decade": slope} if slope is not None else {})}
 
 
-def volumes_rows(records: SweepRecords) -> list[dict[str, Any]]:
-    """Every score of every test volume after the last round: a row per variant, seed, site, case and metric."""
-    return [
+def _variant_json(variant: Mapping[str, Any], headline: Headline) -> dict[str, Any]:
+    left_out = {"seconds", *(() if headline.pools else ("others", "together"))}
+    plain = {key: value for key, value in variant.items() if key not in left_out}
+    for name in ("effect", "gain"):
+        if plain[name] is not None:
+            plain[name] = _with_cases({**plain[name], "sites": _sites_json(plain[name]["sites"], headline)}, headline)
+    plain["sites"] = _sites_json(plain["sites"], headline)
+    return {headline.key if key == "score" else key: value for key, value in plain.items()}
+
+
+def _sites_json(sites: Iterable[Mapping[str, Any]], headline: Headline) -> list[dict[str, Any]]:
+    return [_with_cases(site, headline) for site in sites]
+
+
+def _with_cases(values: Mapping[str, Any], headline: Headline) -> dict[str, Any]:
+    return {headline.cases if key == "cases" else key: value for key, value in values.items()}
+
+
+def cases_rows(records: SweepRecords) -> Iterator[dict[str, Any]]:
+    """Every score of every test case after the last round: a row per variant, seed, site, case and metric."""
+    return (
         {
             "variant": variant.name,
             "role": variant.role,
@@ -525,15 +615,15 @@ def volumes_rows(records: SweepRecords) -> list[dict[str, Any]]:
         for variant in records.variants
         for cell in variant.finished
         for row in _last(cell.measured)
-    ]
+    )
 
 
 def variants_rows(results: SweepResults) -> list[dict[str, Any]]:
-    """A row per variant and reference: its Dice, the difference to the baseline, the gain, and its costs."""
-    return [_variant_row(variant) for variant in results.variants]
+    """A row per variant and reference: its score, the difference to the baseline, the gain, its costs, other scores."""
+    return [_variant_row(variant, results.headline) for variant in results.variants]
 
 
-def _variant_row(variant: VariantResult) -> dict[str, Any]:
+def _variant_row(variant: VariantResult, headline: Headline) -> dict[str, Any]:
     effect, gain = variant.effect, variant.gain
     costs = [item.name for item in fields(Cost)]
     return {
@@ -541,17 +631,19 @@ def _variant_row(variant: VariantResult) -> dict[str, Any]:
         "role": variant.role,
         "choice": None if variant.choice is None else choice_text(variant.choice),
         "seeds": len(variant.seeds),
-        **_columns("dice", variant.dice),
-        "dice_seeds_sd": variant.seeds_sd,
+        **_columns(headline.key, variant.score),
+        f"{headline.key}_seeds_sd": variant.seeds_sd,
         "worst_site": variant.worst_site,
         **_columns("unseen", variant.unseen),
         **_columns("effect", None if effect is None else effect.overall),
         **_columns("effect_unseen", None if effect is None else effect.unseen),
         "effect_seeds_sd": None if effect is None else effect.seeds_sd,
-        "effect_pairs": None if effect is None else effect.volumes,
+        "effect_pairs": None if effect is None else effect.cases,
         **_columns("gain", None if gain is None else gain.overall),
         **{name: variant.references.get(name) for name in ("local", "pooled", "zero_shot", "best_site")},
         **{name: None if variant.cost is None else getattr(variant.cost, name) for name in costs},
+        **(dict(variant.others) if headline.pools else {}),
+        **{headline.pooled_key(name): value for name, value in variant.together.items()},
     }
 
 

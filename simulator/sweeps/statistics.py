@@ -9,12 +9,13 @@ The sites are not drawn again: a sweep speaks of these hospitals, for other pati
 whatever their number of volumes, as in a run's own mean.
 
 Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile intervals); the
-resampling is :func:`scipy.stats.bootstrap`'s.
+resampling is :func:`scipy.stats.bootstrap`'s. Of thousands of images that are right or wrong, it is drawn how often
+each value comes (multinomial), which has the same distribution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,12 @@ STREAM = 0
 
 NUMBERS = 100_000
 """Volumes times resamples in memory at a time."""
+
+MANY = 1_000
+"""Cases of all sites together from which on equal ones are drawn by their number, where they are mostly equal."""
+
+EQUAL = 8
+"""Cases per different value from which on they are mostly equal."""
 
 MIN_SEEDS = 3
 """With fewer, the spread over seeds is a guess: from two, its own 95 % interval is 0.45 to 32 times the estimate."""
@@ -108,12 +115,15 @@ def center(values: Samples) -> float:
 
 def _percentiles(samples: Sequence[NDArray[np.float64]]) -> tuple[float | None, float | None]:
     """Ends of the interval. Sites that vary are drawn again; the others only shift the mean."""
-    from scipy.stats import bootstrap  # takes a second to load: not for those who only look at runs
-
     varied = [sample for sample in samples if sample.size > 1]
     if not varied:
         return None, None
     fixed = sum(float(sample[0]) for sample in samples if sample.size == 1)
+    if mostly_equal(varied):
+        means = (sum(_counted_means(varied)) + fixed) / len(samples)
+        low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        return float(low), float(high)
+    from scipy.stats import bootstrap  # takes a second to load: not for those who only look at runs
 
     def statistic(*drawn: NDArray[np.float64], axis: int = -1) -> Any:
         return (sum(sample.mean(axis=axis) for sample in drawn) + fixed) / len(samples)
@@ -129,6 +139,23 @@ def _percentiles(samples: Sequence[NDArray[np.float64]]) -> tuple[float | None, 
         rng=np.random.default_rng(STREAM),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def mostly_equal(samples: Sequence[NDArray[np.float64]]) -> bool:
+    """Whether there are many cases with few different values, as of images told right or wrong with few seeds."""
+    size = sum(sample.size for sample in samples)
+    return size >= MANY and EQUAL * sum(np.unique(sample).size for sample in samples) <= size
+
+
+def _counted_means(samples: Sequence[NDArray[np.float64]]) -> Iterator[NDArray[np.float64]]:
+    """Per site the means of its cases drawn again: how often each value is drawn is multinomial.
+
+    The same distribution as that of cases drawn one by one, in time and memory of the different values alone.
+    """
+    stream = np.random.default_rng(STREAM)
+    for sample in samples:
+        values, counts = np.unique(sample, return_counts=True)
+        yield stream.multinomial(sample.size, counts / sample.size, size=RESAMPLES) @ values / sample.size
 
 
 def over_seeds(scores: Scores) -> dict[Volume, float]:
@@ -206,13 +233,14 @@ def paired(left: Scores, right: Scores) -> Paired:
 # --- what the numbers are worth, in words -----------------------------------------------------------------------------
 
 
-def too_few(values: Samples, seeds: int, where: str = "in all") -> tuple[str, ...]:
+def too_few(values: Samples, seeds: int, where: str = "in all", case: str = "volume") -> tuple[str, ...]:
     """What is too small to say much, in plain words; nothing where all is large enough.
 
     Args:
-        values: Per site a number per volume.
+        values: Per site a number per case.
         seeds: How many seeds are behind each.
-        where: How all these volumes together are called.
+        where: How all these cases together are called.
+        case: What a case is: ``volume`` or ``image``.
     """
     sizes = {site: len(values[site]) for site in sorted(values)}
     small = [site for site, size in sizes.items() if size < MIN_VOLUMES]
@@ -221,14 +249,14 @@ def too_few(values: Samples, seeds: int, where: str = "in all") -> tuple[str, ..
     if seeds < MIN_SEEDS:
         found.append(f"{counted(seeds, 'seed')}: fewer than {MIN_SEEDS} say little about chance in training")
     if len(single) == len(sizes):
-        found.append(f"one volume at every site ({named(single)}): no interval can be had")
+        found.append(f"one {case} at every site ({named(single)}): no interval can be had")
     elif small:
-        found.append(f"fewer than {MIN_VOLUMES} volumes at {named(small)}: the interval is too narrow")
+        found.append(f"fewer than {MIN_VOLUMES} {case}s at {named(small)}: the interval is too narrow")
     if single and len(single) < len(sizes):
-        found.append(f"one volume at {named(single)}: it counts in the mean, and the interval leaves out how it varies")
+        found.append(f"one {case} at {named(single)}: it counts in the mean, and the interval leaves out how it varies")
     if sum(sizes.values()) < MIN_PAIRS:
         found.append(
-            f"{counted(sum(sizes.values()), 'volume')} {where}: fewer than {MIN_PAIRS} can tell large differences only"
+            f"{counted(sum(sizes.values()), case)} {where}: fewer than {MIN_PAIRS} can tell large differences only"
         )
     return tuple(found)
 

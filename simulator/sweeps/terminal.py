@@ -51,17 +51,18 @@ def _left(outcome: SweepOutcome) -> Iterator[str]:
 
 
 def summary_table(results: SweepResults) -> Table:
-    """A row per variant: Dice, spread over seeds, difference to the baseline with its interval. References below."""
+    """A row per variant: score, spread over seeds, difference to the baseline with its interval. References below."""
+    headline = results.headline
     selects = any(variant.choice is not None for variant in results.variants)
     compared = [variant for variant in results.variants if variant.role == "variant"]
     others = [variant for variant in results.variants if variant.role != "variant"]
     selected = ["selected"] if selects else []
     return Table(
-        header=("variant", *selected, "seeds", "Dice", "sd of seeds", "difference", "95 % interval"),
+        header=("variant", *selected, "seeds", headline.word, "sd of seeds", "difference", "95 % interval"),
         rows=tuple(_row(variant, selects, results.baseline) for variant in compared),
         footer=tuple(_row(variant, selects, results.baseline) for variant in others),
-        note=f"Dice after the last round, the mean over sites. Differences to {results.baseline} are volume by volume; "
-        "intervals by bootstrap over the volumes of a site.",
+        note=f"{headline.word} after the last round, the mean over sites. Differences to {results.baseline} are "
+        f"{headline.case} by {headline.case}; intervals by bootstrap over the {headline.cases} of a site.",
     )
 
 
@@ -73,7 +74,7 @@ def _row(variant: VariantResult, selects: bool, baseline: str) -> tuple[str, ...
         variant.name,
         *([chosen] if selects else []),
         str(len(variant.seeds)),
-        number_text(None if variant.dice is None else variant.dice.mean),
+        number_text(None if variant.score is None else variant.score.mean),
         number_text(variant.seeds_sd),
         "baseline" if is_baseline else UNDEFINED if effect is None else signed_text(effect.mean),
         UNDEFINED if effect is None else _interval_text(effect),
@@ -95,5 +96,6 @@ def tuning_lines(records: SweepRecords) -> Iterator[str]:
             seeds = len({cell.seed for cell in variant.cells})
             values, runs = count_text(len(variant.values), "value"), count_text(variant.tuning_runs, "run")
             budgets.setdefault(f"{values} of {over} x {count_text(seeds, 'seed')} = {runs}", []).append(variant.name)
+    cases = records.headline.cases
     for budget, names in budgets.items():
-        yield from textwrap.wrap(f"Tuning, each on its own validation volumes: {budget} for {', '.join(names)}.", WIDTH)
+        yield from textwrap.wrap(f"Tuning, each on its own validation {cases}: {budget} for {', '.join(names)}.", WIDTH)

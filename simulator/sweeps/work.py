@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...aggregators.contract import Phase
-from ...datasets.contract import Case, Federation
+from ...datasets.contract import Case, Federation, has_classes
 from ...datasets.facts import Facts
 from ...datasets.windows import prepared_shape
-from ..assembly import Located, pooled_training, preparation_of, steps_taken
+from ..assembly import Located, pooled_training, steps_taken
+from ..prepared import preparation_of
 
 if TYPE_CHECKING:
     from ..config import Experiment
@@ -34,7 +35,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """Slices of the volumes of a federation, after ``windows.grid``.
+    """Slices of the volumes of a federation, after ``windows.grid``; where there are classes, its images.
 
     Args:
         train: Training windows per hospital, one for each slice.
@@ -54,6 +55,8 @@ class Slices:
 def count_slices(experiment: Experiment, located: Located) -> Slices | None:
     """Counts the slices of all cases; None where their volumes were not measured yet and are many."""
     federation = located.federation
+    if has_classes(experiment.data):
+        return _count_images(experiment, federation)
     facts = _facts(experiment, located)
     if facts is None:
         return None
@@ -69,6 +72,18 @@ def count_slices(experiment: Experiment, located: Located) -> Slices | None:
         test=slices(tests),
         native=facts[tests[0].name].shape if tests else next(iter(facts.values())).shape,
         voxels=sum(_voxels(facts[case.name]) for case in tests),
+    )
+
+
+def _count_images(experiment: Experiment, federation: Federation) -> Slices:
+    """Every image is one slice, of the size that it is prepared at."""
+    size = experiment.model.image_size
+    return Slices(
+        train={name: len(cases.train) for name, cases in sorted(federation.hospitals.items())},
+        validation=sum(len(cases.validation) for cases in federation.hospitals.values()),
+        test=len(_tests(federation)),
+        native=(1, size, size),
+        voxels=0,
     )
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class MadeUp:
         noise: Standard deviation of a score around what variant, site and case make of it.
         code: Hash of the code, by variant, where it is not that of the others.
         parameters: Numbers that a hospital sends in a round.
+        sends: The same of variants that send another number.
+        task: What the runs do. Images of a classification are right (1) or wrong (0), after the last round alone.
     """
 
     variants: Mapping[str, float] = field(default_factory=lambda: {"fedavg": 0.0, "flap_sam": 0.04, "fedprox": 0.001})
@@ -51,6 +54,8 @@ class MadeUp:
     noise: float = 0.01
     code: Mapping[str, str] = field(default_factory=dict)
     parameters: int = 10_000
+    sends: Mapping[str, int] = field(default_factory=dict)
+    task: str = "segmentation"
 
 
 def make_sweep(folder: Path, made: MadeUp | None = None) -> SweepRecords:
@@ -206,6 +211,7 @@ class _Run:
             "precision": "fp32",
             "data_hash": "05d0",
             "command": "wardround sweep made-up",
+            **({"task": self.made.task} if self.made.task != "segmentation" else {}),
         }
 
     def _tables(self) -> _Tables:
@@ -223,6 +229,9 @@ class _Run:
         return tables
 
     def _score_test(self, tables: _Tables, number: int) -> None:
+        if self.made.task == "classification":
+            self._score_images(tables, number)
+            return
         for place, site in enumerate(self.made.sites):
             split = self._split(place)
             values = []
@@ -232,13 +241,27 @@ class _Run:
                 tables.volume(number, site, split, f"{site}_{case:02d}", value)
             tables.site(number, site, split, float(np.mean(values)))
 
+    def _score_images(self, tables: _Tables, number: int) -> None:
+        """An image is right where a number that is the same for all runs is below the score of its site."""
+        heap: list[float] = []
+        for place, site in enumerate(self.made.sites):
+            level, drawn = self._dice(number, place, 0), np.random.default_rng(place).random(self.made.volumes)
+            right = (drawn < level).astype(float).tolist()
+            heap += right
+            tables.whole(number, site, self._split(place), "", float(np.mean(right)))
+            for image, value in enumerate(right if number == self._rounds else ()):
+                row = {"hospital": site, "split": self._split(place), "case": f"{site}_{image:05d}"}
+                tables.cases.append(CaseRow(round=number, **row, metric="accuracy", value=value))
+        tables.whole(number, None, "test", "pooled/", float(np.mean(heap)))
+
     def _split(self, place: int) -> str:
         return UNSEEN if self.made.sites[place] in self.left_out else "test"
 
     def _score_validation(self, tables: _Tables, number: int) -> None:
+        scored = tables.site if self.made.task == "segmentation" else partial(tables.whole, prefix="")
         for place, site in enumerate(self.made.sites):
             if site not in self.left_out:
-                tables.site(number, site, "validation", self._dice(number, place, 99))
+                scored(number, site, "validation", value=self._dice(number, place, 99))
 
     def _score_across(self, tables: _Tables) -> None:
         """Another hospital's model does worse by 0.05 and 0.01 per place it comes later."""
@@ -254,7 +277,7 @@ class _Run:
                         hospital=self.made.sites[site],
                         split=self._split(site),
                         case=f"{self.made.sites[site]}_{case:02d}",
-                        metric="dice",
+                        metric="dice" if self.made.task == "segmentation" else "accuracy",
                         value=max(self._dice(self._rounds, site, case) - 0.05 - 0.01 * other, 0.0),
                     )
                 )
@@ -272,7 +295,7 @@ class _Run:
 
     def _train(self, tables: _Tables, number: int) -> None:
         members = [site for site in self.made.sites if site not in self.left_out]
-        size = 0 if self.role == "local" else 4 * self.made.parameters
+        size = 0 if self.role == "local" else 4 * self.made.sends.get(self.name, self.made.parameters)
         for name in [POOLED] if self.role == "pooled" else members:
             tables.metrics.append(
                 MetricRow(round=number, hospital=name, split="train", metric="loss", value=1.0 / number)
@@ -306,6 +329,14 @@ class _Tables:
     def site(self, number: int, site: str, split: str, value: float) -> None:
         for metric, score in _with_classes(value):
             self.metrics.append(MetricRow(round=number, hospital=site, split=split, metric=metric, value=score))
+
+    def whole(self, number: int, site: str | None, split: str, prefix: str, value: float) -> None:
+        """The scores of a classification: recall of one class above, of the other below."""
+        scores = {"accuracy": value, "balanced_accuracy": 0.9 * value, "macro_f1": 0.8 * value, "auroc": 0.95}
+        scores |= {"recall/kidney": min(value + 0.1, 1.0), "recall/tumour": max(value - 0.1, 0.0)}
+        for metric, score in scores.items():
+            row = MetricRow(round=number, hospital=site, split=split, metric=f"{prefix}{metric}", value=score)
+            self.metrics.append(row)
 
 
 def _with_classes(value: float) -> Iterable[tuple[str, float]]:

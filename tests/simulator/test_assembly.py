@@ -93,7 +93,7 @@ def test_a_common_test_set_and_a_site_left_out_are_outsiders(folder: Path) -> No
     experiment = tiny("split.leave_out=[hospital-2]", "split.test=common", "aggregator=local")
     assembled = assemble(experiment, locate(experiment, folder), choose_device("cpu"))
     assert sorted(assembled.federated.hospitals) == ["hospital-1", "hospital-3"]
-    outsiders = {(site.name, site.split): len(site.volumes) for site in assembled.federated.outsiders}
+    outsiders = {(site.name, site.split): len(site.cases) for site in assembled.federated.outsiders}
     assert outsiders == {("common", "test"): 3, ("hospital-2", "unseen"): 2}
     with Progress(rounds=1, quiet=True) as progress:
         rows = assess(assembled.federated, assembled.assessor, assembled.initial, progress, final=False)
@@ -166,7 +166,7 @@ def test_the_data_hash_is_of_content_and_split_not_of_paths(folder: Path, tmp_pa
     ("settings", "message"),
     [
         (["ranks={nobody: 2}"], r"ranks: unknown hospitals \['nobody'\]"),
-        (["method=decoder", "ranks={hospital-1: 2}"], "ranks: expected a method with LoRA"),
+        (["method=decoder", "ranks={hospital-1: 2}"], "ranks: expected a method with LoRA or low-rank prompts"),
         (["aggregator=fedavg", "ranks={hospital-1: 1}"], "aggregator FedAvg: expected one LoRA rank"),
         (["weights={name: explicit, values: {hospital-1: 1}}"], "missing .'hospital-2', 'hospital-3'."),
         (["cohort={sampling: fixed, size: 9}"], "cohort.size: expected at most 3"),
@@ -343,7 +343,7 @@ def test_a_pooled_run_reads_well(folder: Path, tmp_path: Path) -> None:
     records = RunRecords.load(done.path)
     assert records.hospitals == ("hospital-1", "hospital-2", "hospital-3")
     assert records.members == ("pooled",)
-    assert [(score.volumes, score.windows, score.dice is None) for score in records.final()] == [(1, None, False)] * 3
+    assert [(score.cases, score.examples, score.score is None) for score in records.final()] == [(1, None, False)] * 3
     assert "pooled" not in results_table(records)
     page = (done.path / "report.html").read_text()
     assert "mean over 3 hospitals" in page
@@ -357,7 +357,7 @@ def test_a_run_without_rounds_scores_the_base_and_is_finished(folder: Path, tmp_
     records = RunRecords.load(done.path)
     assert records.finished
     assert (records.summary["rounds"], records.summary["steps"], records.summary["bytes_up"]) == (0, 0, 0)
-    assert records.summary["dice"]["mean"] == pytest.approx(mean(score.dice for score in records.final()))
+    assert records.summary["dice"]["mean"] == pytest.approx(mean(score.score for score in records.final()))
     assert (done.path / "report.html").exists()
     again = run(experiment, data=folder, out=tmp_path, quiet=True)
     assert again.already_finished

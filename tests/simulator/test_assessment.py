@@ -13,23 +13,21 @@ from wardround.aggregators.contract import Aggregator
 from wardround.aggregators.fedavg import FedAvg
 from wardround.aggregators.flap_sam import FlapSam
 from wardround.aggregators.local import Local
-from wardround.clients.evaluation import Evaluation, Scored, evaluate, source_of, summarise
+from wardround.clients.evaluation import Evaluation, ScoredVolume, evaluate, source_of, summarise
 from wardround.datasets.contract import Case, Volume
 from wardround.datasets.windows import PreparedVolume, Windows
-from wardround.simulator.assessment import (
-    HELD_SPLITS,
-    SPLITS,
-    Assessor,
-    Keepsakes,
-    Overlay,
-    _best_median_worst,
-    _overlay,
-    assess,
-)
+from wardround.simulator.assessment import HELD_SPLITS, SPLITS, Keepsakes, assess
 from wardround.simulator.checkpoint import Checkpoint
 from wardround.simulator.cohort import Outsider
 from wardround.simulator.federation import Federated, Rows
 from wardround.simulator.progress import Progress
+from wardround.simulator.volume_assessment import (
+    Overlay,
+    VolumeAssessor,
+    _best_median_worst,
+    _overlay,
+    keep_overlays,
+)
 
 Make = Callable[..., tuple[Federated, Checkpoint]]
 
@@ -37,17 +35,19 @@ Make = Callable[..., tuple[Federated, Checkpoint]]
 # ---- who is asked together -------------------------------------------------------------------------------------------
 
 
-def assessor(**settings: object) -> Assessor:
+def assessor(**settings: object) -> VolumeAssessor:
     """Of volumes that have no files."""
-    return Assessor(
+    return VolumeAssessor(
         evaluation=Evaluation(batch_size=7),
         windows=Windows(),
         classes=("organ", "lesion"),
-        **{"read": lambda case: pytest.fail("read a file"), "check": lambda case: None, **settings},
+        **{"read": lambda case: pytest.fail("read a file"), "check_case": lambda case: None, **settings},
     )
 
 
-def assessed(federated: Federated, checkpoint: Checkpoint, how: Assessor | None = None, **settings: object) -> Rows:
+def assessed(
+    federated: Federated, checkpoint: Checkpoint, how: VolumeAssessor | None = None, **settings: object
+) -> Rows:
     with Progress(rounds=1, quiet=True) as progress:
         return assess(federated, how or assessor(), checkpoint, progress, **{"final": False, **settings})
 
@@ -57,8 +57,8 @@ def with_everything(federated: Federated) -> Federated:
     first, second, third = federated.hospitals.values()
     hospitals = (replace(first, test=()), replace(second, validation=first.test), third)
     outsiders = (
-        Outsider(name="common", split="test", volumes=first.test),
-        Outsider(name="far", split="unseen", volumes=second.test),
+        Outsider(name="common", split="test", cases=first.test),
+        Outsider(name="far", split="unseen", cases=second.test),
     )
     return replace(federated, hospitals={one.info.name: one for one in hospitals}, outsiders=outsiders)
 
@@ -81,7 +81,7 @@ def one_by_one(federated: Federated, checkpoint: Checkpoint) -> list[tuple]:
                 score(name, split, volumes)
     for outsider in federated.outsiders:
         place.replica.load(deploy(checkpoint.server, None, {}))
-        score(outsider.name, outsider.split, outsider.volumes)
+        score(outsider.name, outsider.split, outsider.cases)
     return found
 
 
@@ -142,7 +142,7 @@ def test_the_last_evaluation_checks_every_file_and_reads_those_of_test_volumes(
         image, label = prepared.images.numpy(), prepared.truth.numpy()
         return Volume(case=case, image=image, label=label, spacing_mm=prepared.spacing_mm, slice_axis=0)
 
-    how = assessor(read=reading, check=lambda case: checked.append(case.name))
+    how = assessor(read=reading, check_case=lambda case: checked.append(case.name))
     assessed(federated, start, how)
     assert (checked, read) == ([], [])
     keepsakes = Keepsakes(folder=tmp_path, predictions=False, overlays=True)
@@ -166,7 +166,7 @@ def test_nothing_is_read_to_keep_nothing(make_federated: Make, tmp_path: Path) -
 # ---- overlays --------------------------------------------------------------------------------------------------------
 
 
-def scored(name: str, dice: float, rows: int = 5) -> tuple[Scored, Volume]:
+def scored(name: str, dice: float, rows: int = 5) -> tuple[ScoredVolume, Volume]:
     case = Case(name=name, patient=name, image=Path("none"), label=Path("none"))
     label = np.zeros((3, rows, 4), dtype=np.uint8)
     label[0, 0, 0], label[2, :2, :2] = 1, 2
@@ -174,7 +174,7 @@ def scored(name: str, dice: float, rows: int = 5) -> tuple[Scored, Volume]:
     volume = Volume(case=case, image=image, label=label, spacing_mm=(3.0, 2.0, 1.0), slice_axis=2)
     truth = torch.from_numpy(label)
     prepared = PreparedVolume(case=case, images=truth.float(), labels=truth, truth=truth, spacing_mm=volume.spacing_mm)
-    return Scored(volume=prepared, prediction=label, scores={"dice": dice}), volume
+    return ScoredVolume(volume=prepared, prediction=label, scores={"dice": dice}), volume
 
 
 def test_the_slice_with_the_largest_truth_is_shown_in_zero_to_one() -> None:
@@ -197,7 +197,7 @@ def test_best_median_and_worst_are_chosen() -> None:
 def test_overlays_of_different_size_go_into_one_file(tmp_path: Path) -> None:
     keepsakes = Keepsakes(folder=tmp_path, predictions=False, overlays=True)
     overlays: list[Overlay] = [_overlay(*scored("a", 0.9)), _overlay(*scored("b", 0.2, rows=7))]
-    keepsakes.keep_overlays("north/east", overlays)
+    keep_overlays(keepsakes, "north/east", overlays)
     file = next((tmp_path / "overlays").iterdir())
     assert file.name.startswith("north_east-")
     with np.load(file, allow_pickle=False) as kept:
@@ -208,7 +208,7 @@ def test_overlays_of_different_size_go_into_one_file(tmp_path: Path) -> None:
 
 
 def test_without_overlays_nothing_is_written(tmp_path: Path) -> None:
-    Keepsakes(folder=tmp_path, predictions=False, overlays=False).keep_overlays("a", [])
+    keep_overlays(Keepsakes(folder=tmp_path, predictions=False, overlays=False), "a", [])
     assert not list(tmp_path.iterdir())
 
 
@@ -233,7 +233,7 @@ def test_what_waits_and_what_does_not_are_all_there_is(make_federated: Make) -> 
 def test_files_of_test_volumes_are_not_even_looked_at_while_they_wait(make_federated: Make) -> None:
     federated, checkpoint = make_federated(FedAvg())
     seen: list[str] = []
-    how = assessor(check=lambda case: seen.append(case.name))
+    how = assessor(check_case=lambda case: seen.append(case.name))
     federated = with_everything(federated)
     validation = [volume.case.name for hospital in federated.hospitals.values() for volume in hospital.validation]
     assessed(federated, checkpoint, how, splits=("validation",), final=True)

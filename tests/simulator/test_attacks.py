@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -29,6 +30,8 @@ from wardround.aggregators import (
 )
 from wardround.aggregators.contract import ServerState
 from wardround.aggregators.toy import Round, World, initial_state, make_world, run_round, streams
+from wardround.datasets.contract import Case
+from wardround.datasets.images import HospitalImages, PreparedImages
 from wardround.datasets.windows import HospitalWindows
 from wardround.simulator.attacks import (
     ATTACKS,
@@ -162,8 +165,27 @@ def test_labels_of_others_and_of_other_attacks_stay(make_windows: Any) -> None:
 
 
 def test_a_mapping_names_every_class_of_the_data(make_windows: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected 3 labels \(background and 2 classes\), got \(1, 0\)"):
+    with pytest.raises(ValueError, match=r"expected 3 labels \(background and 2 classes\), got 2: \(1, 0\)"):
         poisoned(LabelFlip(hospitals=("a",), mapping=(1, 0)), "a", make_windows(0), 2)
+
+
+@pytest.mark.parametrize(("mapping", "labels"), [((), [2, 1, 0]), ((1, 0, 2), [1, 0, 2])])
+def test_classes_of_images_have_no_background(mapping: tuple[int, ...], labels: list[int]) -> None:
+    """With C = 3: 0 and 2 change places, 1 stays; or the classes that the mapping names."""
+    cases = [
+        Case(name=name, patient=name, image=Path(name), label=Path(name), target=target)
+        for target, name in enumerate("abc")
+    ]
+    images = HospitalImages(
+        PreparedImages(cases=tuple(cases), pixels=torch.zeros(3, 3, 2, 2, dtype=torch.uint8)), cases
+    )
+    attack = LabelFlip(hospitals=("a",), mapping=mapping)
+    flipped = poisoned(attack, "a", images, 3, "classification")
+    assert flipped.gather(torch.arange(3))[1].flatten().tolist() == labels
+    assert images.targets.tolist() == [0, 1, 2]
+    assert poisoned(attack, "b", images, 3, "classification") is images
+    with pytest.raises(ValueError, match=r"expected 2 labels \(the 2 classes of images\), got 3: \(0, 2, 1\)"):
+        LabelFlip(hospitals=("a",), mapping=(0, 2, 1)).labels(2, "classification")
 
 
 # ---- breakdown: the toy federation -----------------------------------------------------------------------------------

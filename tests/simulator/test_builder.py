@@ -76,6 +76,7 @@ class Outer:
     other: Annotated[Shape | None, SHAPES] = None
     either: Square | Circle = field(default_factory=lambda: Circle(radius=1.0))
     many: int | tuple[int, ...] = 1
+    words: Literal["none", "balanced"] | tuple[float, ...] | None = "none"
     level: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
@@ -172,6 +173,7 @@ def test_every_kind_of_field_is_built() -> None:
         ({"other": {"edge": 1}}, "other.name: missing (known: box, circle, square)"),
         ({"level": True}, "level: expected one of the known words, got True (known: 1, 2)"),
         ({"many": "x"}, "many: expected a whole number or a list, got 'x'"),
+        ({"words": "balancd"}, "words: expected none, balanced or a list, got 'balancd'"),
         ({"many": [1, "x"]}, "many[1]: expected a whole number, got 'x'"),
         ({"either": "triangle"}, "either: unknown name 'triangle' (known: circle, square)"),
     ],
@@ -203,7 +205,7 @@ def test_all_problems_come_at_once() -> None:
     assert found == [
         "entry.labl: unknown key, did you mean 'label'? "
         "(known: betas, count, either, flag, folder, inner, label, level, limit, many, other, parts, ranks, shape, "
-        "sizes)",
+        "sizes, words)",
         "entry.flag: expected true or false, got 'no'",
         "entry.inner.rate: expected a number in [0, 1], got 2.0; sorry",
         "entry.inner.steps: expected at least 1, got 0",

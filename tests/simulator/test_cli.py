@@ -156,6 +156,7 @@ def test_table_json_has_the_keys_and_the_counts(capsys: pytest.CaptureFixture[st
         "method": "flap_sam",
         "rank": 32,
         "trained_parameters": 1846384,
+        "parameters_per_round": 1846384,
         "bytes_up": 7385536,
         "bytes_down": 7385536,
         "paper_overhead": 1.38,
@@ -171,6 +172,20 @@ def test_table_counts_the_classes_of_the_experiments_data(
     """FLAP-SAM's counts at one class and at two."""
     assert cli.main(["table", experiment, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["trained_parameters"] == full
+
+
+def test_table_says_where_it_assumed_the_number_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON stays JSON. A data set that knows its classes, and a number on the command line, need no such line."""
+    note = "classes: 2 assumed, as the data say how many there are only when they are read; --classes sets it.\n"
+    assert cli.main(["table", "hippocampus"]) == 0
+    assert capsys.readouterr().out.endswith(note)
+    assert cli.main(["table", "hippocampus", "--json"]) == 0
+    written = capsys.readouterr()
+    assert (json.loads(written.out)[0]["trained_parameters"] > 0, written.err) == (True, note)
+    for words in (["fed-kits19"], ["hippocampus", "--classes", "2"], ["hippocampus", "--classes", "2", "--json"]):
+        assert cli.main(["table", *words]) == 0
+        written = capsys.readouterr()
+        assert ("assumed" in written.out, written.err) == (False, "")
 
 
 def test_table_takes_an_experiment_and_options_win(capsys: pytest.CaptureFixture[str]) -> None:

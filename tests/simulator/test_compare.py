@@ -29,14 +29,14 @@ def test_the_difference_is_the_mean_over_sites_of_the_mean_over_volumes(tmp_path
     (dice,) = found.scores
     assert dice.difference.mean == pytest.approx(0.05)
     assert dice.difference == mean_over_sites({"a": [0.6 - 0.5, 0.9 - 0.6], "b": [0.7 - 0.8]})
-    assert [(site.site, site.volumes) for site in dice.sites] == [("a", 2), ("b", 1)]
+    assert [(site.site, site.cases) for site in dice.sites] == [("a", 2), ("b", 1)]
     assert [site.difference.mean for site in dice.sites] == pytest.approx([0.2, -0.1])
     assert [(site.left, site.right) for site in dice.sites] == [
         (pytest.approx(0.55), pytest.approx(0.75)),
         (pytest.approx(0.8), pytest.approx(0.7)),
     ]
     assert (dice.left, dice.right) == (pytest.approx(0.675), pytest.approx(0.725))
-    assert (dice.worst_site, dice.volumes, dice.undefined) == ("b", 3, 0)
+    assert (dice.worst_site, dice.cases, dice.undefined) == ("b", 3, 0)
 
 
 def test_the_other_way_round_has_the_other_sign(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_distance_is_worst_where_it_grew_most_and_counts_where_both_have_it(tm
     _, distance = compare(*pair(tmp_path, {"scores": left}, {"scores": right})).scores
     assert [site.difference.mean for site in distance.sites] == [-2.0, 1.0]
     assert distance.difference.mean == -0.5
-    assert (distance.name, distance.worst_site, distance.volumes, distance.undefined) == ("HD95 mm", "b", 2, 1)
+    assert (distance.name, distance.worst_site, distance.cases, distance.undefined) == ("HD95 mm", "b", 2, 1)
 
 
 def test_volumes_that_only_one_has_are_counted(tmp_path: Path) -> None:

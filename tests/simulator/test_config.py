@@ -148,7 +148,7 @@ def test_an_override_whose_value_is_no_yaml_is_told() -> None:
 # ---- problems --------------------------------------------------------------------------------------------------------
 
 
-RNAK = "unknown key, did you mean 'rank'? (known: alpha, blocks, init_b, power, rank)"
+RNAK = "unknown key, did you mean 'rank'? (known: alpha, blocks, init_b, matrices, power, rank)"
 
 
 def test_every_problem_is_told_at_once_with_the_place_that_brought_it() -> None:

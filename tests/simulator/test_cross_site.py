@@ -43,7 +43,7 @@ def test_every_local_model_is_scored_at_every_site(finished: RunRecords) -> None
     assert tuple(matrix) == finished.hospitals
     assert all(tuple(row) == finished.hospitals for row in matrix.values())
     assert {name: row[name] for name, row in matrix.items()} == {
-        score.hospital: pytest.approx(score.dice, abs=1e-12) for score in finished.final()
+        score.hospital: pytest.approx(score.score, abs=1e-12) for score in finished.final()
     }
     assert len({value for row in matrix.values() for value in row.values()}) == 9
 
@@ -52,7 +52,7 @@ def test_the_best_site_is_chosen_on_validation_volumes_scored_everywhere(finishe
     assert {row.split for row in finished.across} == {"validation", "test"}
     best = best_single_site(finished)
     assert best.chosen_on == "validation"
-    assert {site for site, _ in best.per_volume} == set(finished.hospitals)
+    assert {site for site, _ in best.per_case} == set(finished.hospitals)
 
 
 def test_the_model_that_is_scored_is_the_other_hospitals(folder: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_model_that_is_scored_is_the_other_hospitals(folder: Path) -> None:
     }
     place = made.federated.workplace
     place.replica.load(checkpoint.memories["hospital-2"].tensors)
-    volumes = [*made.federated.hospitals["hospital-1"].test, *made.federated.outsiders[0].volumes]
+    volumes = [*made.federated.hospitals["hospital-1"].test, *made.federated.outsiders[0].cases]
     sources = [source_of(volumes, experiment.windows, place.replica)]
     scored = evaluate(place, sources, made.assessor.classes, experiment.evaluation, surfaces=False)
     expected = {one.volume.case.name: one.scores["dice"] for one in scored}

@@ -36,6 +36,21 @@ def test_phantoms_of_every_layout_pass_the_check_of_their_loader(
     assert next(row[1:3] for row in rows if row[:1] == ["all"]) == ["6", "3"]  # train, test
 
 
+def test_phantom_images_pass_the_check_of_their_loader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tmp_path / "made"
+    sizes = ["--hospitals", "3", "--train-images", "6", "--test-images", "3", "--size", "16", "--classes", "3"]
+    assert main(["data", "phantom", "images", "--out", str(made), *sizes, "--skew", "0"]) == 0
+    assert f"wardround data check images --root {made}" in capsys.readouterr().out
+    assert main(["data", "check", "images", "--root", str(made)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert next(row[1:3] for row in rows if row[:1] == ["all"]) == ["18", "9"]  # train, test
+
+
+def test_phantom_images_have_no_slices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "phantom", "images", "--out", str(tmp_path / "made"), "--slices", "4"]) == 2
+    assert "slices" in capsys.readouterr().err
+
+
 def test_phantoms_are_not_written_over(phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(_phantom("msd", phantoms)) == 2
     assert str(phantoms) in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from wardround.aggregators.fedavg import FedAvg
 from wardround.aggregators.flap_sam import FlapSam
 from wardround.aggregators.local import Local
 from wardround.aggregators.plain import PlainTraining
+from wardround.clients.losses import SegmentationLoss
 from wardround.clients.optimizers import SGD, Schedule
 from wardround.clients.training import OptimizerState, Training, fit
 from wardround.datasets.augment import Augment
@@ -186,6 +188,20 @@ def test_an_error_names_round_and_hospital(make_federated: Make) -> None:
     training = Training(batch_size=2, optimizer=SGD(lr=1e200), schedule=Schedule(warmup_steps=0))
     federated, before = make_federated(FedAvg(), training=training)
     with pytest.raises(ValueError, match=r"round 1: hospital 'hospital-0': the loss of batch 2 is nan. Lower"):
+        advance(federated, before)
+
+
+@pytest.mark.parametrize(("task", "cases"), [("segmentation", "volumes"), ("classification", "images")])
+def test_a_loss_that_is_not_finite_speaks_of_what_the_hospital_has(make_federated: Make, task: str, cases: str) -> None:
+    @dataclass(frozen=True)
+    class OfTask(SegmentationLoss):
+        task: ClassVar[Any] = ""
+
+    OfTask.task = task
+    training = Training(batch_size=2, optimizer=SGD(lr=1e200), schedule=Schedule(warmup_steps=0))
+    federated, before = make_federated(FedAvg(), training=training)
+    federated = replace(federated, workplace=replace(federated.workplace, loss=OfTask()))
+    with pytest.raises(ValueError, match=f"look for odd intensities in its {cases}$"):
         advance(federated, before)
 
 

@@ -183,7 +183,7 @@ def test_flora_puts_the_exact_mean_into_the_base(make_federated: Make) -> None:
     for base in ({}, after.server.base):
         replica.set_base(base)
         replica.load(deployed(federated, after, "hospital-2"))
-        losses.append(mean_loss(replica, hospital.train, federated.workplace.training))
+        losses.append(mean_loss(federated.workplace, hospital.train))
     assert losses[1] < losses[0]  # what was learned is in the base
 
 
@@ -241,7 +241,7 @@ def test_a_measured_loss_reaches_server_and_metrics(make_federated: Make) -> Non
     replica = federated.workplace.replica
     for row in rows:
         replica.load(before.server.tensors)
-        expected = mean_loss(replica, federated.hospitals[row["hospital"]].train, federated.workplace.training)
+        expected = mean_loss(federated.workplace, federated.hospitals[row["hospital"]].train)
         assert row["value"] == expected
 
 

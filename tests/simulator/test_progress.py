@@ -42,7 +42,7 @@ def whole_run(stream: io.StringIO | None, *, quiet: bool = False, start: int = 0
             for name in ("north", "south"):
                 progress.hospital(name)
                 progress.step(loss=0.5 / number)
-            progress.dice(0.2 * number)
+            progress.score(0.2 * number, "dice")
             progress.message(f"round {number} is over")
 
 
@@ -112,7 +112,7 @@ def test_a_terminal_closed_half_way_does_not_stop_the_run() -> None:
         progress.round(1, hospitals=1)
         stream.close()
         progress.hospital("north")
-        progress.dice(0.5)
+        progress.score(0.5, "dice")
         progress.message("still going")
 
 
@@ -123,7 +123,7 @@ def test_calls_outside_the_block_do_nothing() -> None:
     with progress:
         progress.round(1)
     progress.step(loss=0.1)
-    progress.dice(None)
+    progress.score(None, "dice")
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def whole_sweep(stream: io.StringIO, lines: io.StringIO, *, quiet: bool = False)
                 bars.round(1, hospitals=3)
                 bars.hospital("hospital-1")
                 bars.round(2, hospitals=3)
-                bars.dice(0.25)
+                bars.score(0.25, "dice")
             progress.over(f"{name}: Dice 0.250, 1.0 s")
         progress.begin("east")
         progress.failed("east: failed: why")

@@ -98,11 +98,11 @@ def test_queries(run: Path) -> None:
 
 def test_final_scores_average_over_the_classes_that_are_defined(run: Path) -> None:
     a, b = RunRecords.load(run).final()
-    assert (a.hospital, a.windows, a.volumes, a.dice) == ("a", 12, 2, 0.7)
+    assert (a.hospital, a.examples, a.cases, a.score) == ("a", 12, 2, 0.7)
     assert a.per_class == {"tumour": 0.7, "kidney": None}
-    assert (a.hd95_mm, a.hd95_undefined) == (4.0, 3)  # (3 + 5) / 2 and 1 + 2 volumes
-    assert (b.hd95_mm, b.hd95_undefined) == (None, 3)
-    assert (b.surface_dice, b.surface_undefined) == (None, 0)  # never measured
+    assert (a.others["hd95_mm"], a.undefined["hd95_mm"]) == (4.0, 3)  # (3 + 5) / 2 and 1 + 2 volumes
+    assert (b.others["hd95_mm"], b.undefined["hd95_mm"]) == (None, 3)
+    assert (b.others["surface_dice"], b.undefined["surface_dice"]) == (None, 0)  # never measured
     assert (a.bytes_down, a.bytes_up, b.bytes_down, b.bytes_up) == (20, 10, 30, 7)
 
 

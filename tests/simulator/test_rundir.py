@@ -53,5 +53,14 @@ def test_rows_are_added_and_cut(tmp_path: Path) -> None:
     assert directory.rows("cases") == []
 
 
+def test_scores_of_splits_that_were_half_written_are_dropped(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    rows = [{"round": 2, "split": split} for split in ("validation", "test")]
+    directory.append({"metrics": rows, "cases": rows, "confusion": rows, "ledger": [{"round": 2}]})
+    directory.drop(2, ("test", "unseen"))
+    assert all(directory.rows(name) == rows[:1] for name in ("metrics", "cases", "confusion"))
+    assert directory.count_rows() == {"metrics": 1, "cases": 1, "ledger": 1, "confusion": 1}
+
+
 def test_there_is_no_manifest_before_the_run(tmp_path: Path) -> None:
     assert RunDirectory(tmp_path).manifest is None

@@ -31,7 +31,7 @@ def test_a_finished_run_is_its_manifest_and_summary(tmp_path: Path) -> None:
         seed=0,
         round=2,
         rounds=2,
-        dice=0.6,
+        score=0.6,
         began="2026-03-01T08:00:00+00:00",
         ended="2026-03-01T09:30:00+00:00",
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
@@ -48,7 +48,7 @@ def test_a_run_is_running_while_a_process_works_on_it(tmp_path: Path, state: str
         assert run_line(path).state == "running"
     line = run_line(path)
     assert (line.state, line.round, line.rounds, line.reason) == (shown, 3, 5, "why")
-    assert line.dice == (None if state == "held" else 0.5)
+    assert line.score == (None if state == "held" else 0.5)
 
 
 def test_a_run_that_only_began_has_no_round(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_run_that_only_began_has_no_round(tmp_path: Path) -> None:
         assert run_line(path).state == "running"
     assert run_line(path).reason == "expected a manifest.json, but it is not there"
     line = run_line(make_run(tmp_path / "tiny" / IDS[1], state="running", done=0, scores={}))
-    assert (line.state, line.round, line.dice) == ("stopped", None, None)
+    assert (line.state, line.round, line.score) == ("stopped", None, None)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,14 @@ def test_the_text_fits_and_says_why(tmp_path: Path) -> None:
     assert f"{IDS[2]} failed: ValueError: round 3: no no" in text
     assert f"{IDS[0]} an aggregator w…  1234  interrupted" in text
     assert text.splitlines()[-1].startswith("3 runs, ")
+
+
+def test_an_interruption_says_no_more_than_that(tmp_path: Path) -> None:
+    for number, error in enumerate(("KeyboardInterrupt: ", "KeyboardInterrupt: by a signal")):
+        make_run(tmp_path / "tiny" / IDS[number], state="interrupted", manifest={"error": error})
+    text = listing_text(list_runs(tmp_path))
+    assert text.count("KeyboardInterrupt") == 1
+    assert f"{IDS[1]} interrupted: KeyboardInterrupt: by a signal" in text
 
 
 def test_json_has_every_field(tmp_path: Path) -> None:

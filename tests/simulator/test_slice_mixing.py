@@ -66,7 +66,7 @@ def test_rounds_run_resume_and_learn(make_federated: Make, tmp_path, name: str, 
     replica, losses = federated.workplace.replica, []
     for checkpoint in (before, whole):
         replica.load(aggregator.deploy(checkpoint.server, None, {}))
-        losses.append([mean_loss(replica, h.train, federated.workplace.training) for h in federated.hospitals.values()])
+        losses.append([mean_loss(federated.workplace, h.train) for h in federated.hospitals.values()])
     assert all(after < start for start, after in zip(*losses, strict=True))
 
 

@@ -245,6 +245,7 @@ def test_a_score_that_is_undefined_everywhere_is_a_dash_with_its_number(tmp_path
     row, mean = score_table(RunRecords.load(run_dir)).rows[0], score_table(RunRecords.load(run_dir)).footer[0]
     assert row[6] == "– (3)"
     assert mean[6] == "– (3)"
+    assert "because a mask is empty" in score_table(RunRecords.load(run_dir)).note
 
 
 def test_columns_that_do_not_fit_go_into_a_further_block() -> None:

@@ -31,7 +31,7 @@ def test_what_a_round_took_is_all_that_came_before_it(run: Path) -> None:
     third = points[3]
     assert (third.bytes, third.steps) == (17_800_000, 21)
     assert third.seconds == pytest.approx(26.1)
-    assert third.dice == pytest.approx(0.85 * 0.6956, abs=1e-4)
+    assert third.score == pytest.approx(0.85 * 0.6956, abs=1e-4)
     assert (third.lowest, third.highest) == pytest.approx((0.85 * 0.6856, 0.85 * 0.7056), abs=1e-4)
 
 

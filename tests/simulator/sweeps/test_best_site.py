@@ -46,7 +46,7 @@ def test_without_validation_volumes_test_volumes_choose_and_it_is_said() -> None
     """A has (0.8 + 0.2) / 2 = 0.5, B 0.6: sites count alike, however many volumes they have."""
     best = best_single_site(TEST)
     assert (best.site, best.chosen_on) == ("B", "test")
-    assert best.per_volume == {("B", "b1"): 0.6, ("A", "a1"): 0.5, ("A", "a2"): 0.7}
+    assert best.per_case == {("B", "b1"): 0.6, ("A", "a1"): 0.5, ("A", "a2"): 0.7}
 
 
 def test_validation_volumes_choose_where_there_are_any() -> None:
@@ -63,7 +63,7 @@ def test_validation_volumes_choose_where_there_are_any() -> None:
     )
     best = best_single_site(validated)
     assert (best.site, best.chosen_on) == ("A", "validation")
-    assert best.per_volume == {("A", "a"): 0.1, ("B", "b"): 0.1}
+    assert best.per_case == {("A", "a"): 0.1, ("B", "b"): 0.1}
 
 
 def test_sites_that_did_not_train_are_told_of_and_do_not_choose() -> None:
@@ -77,7 +77,7 @@ def test_sites_that_did_not_train_are_told_of_and_do_not_choose() -> None:
     )
     best = best_single_site(run)
     assert best.site == "A"
-    assert best.per_volume["C", "c"] == 0.1
+    assert best.per_case["C", "c"] == 0.1
     assert run.cross_site()["B"] == {"A": 0.5, "B": 0.5, "C": 0.9}
 
 
@@ -89,7 +89,7 @@ def test_equal_models_and_undefined_volumes() -> None:
     )
     best = best_single_site(run)
     assert best.site == "A"
-    assert ("B", "b2") not in best.per_volume
+    assert ("B", "b2") not in best.per_case
 
 
 def test_a_run_without_other_sites_is_refused() -> None:

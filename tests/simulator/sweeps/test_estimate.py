@@ -114,6 +114,20 @@ def test_the_budget_of_tuning(tmp_path: Path) -> None:
     assert "2 values x 3 seeds = 6 runs, 72 optimizer steps" in text
 
 
+def test_a_sweep_of_classifications_speaks_of_images(tmp_path: Path) -> None:
+    text = (
+        "s: {sweep: {base: vit-tiny, settings: {split: {validation_fraction: 0.5}}, variants: {a: {}}, references: [],"
+        " select: {over: lr, values: [1e-3, 1e-2]}}}"
+    )
+    entries = {**open_file(PACKAGED).entries, **yaml12.loads(text, "f")}
+    told = estimate(make_plan("s", ExperimentsFile(path=Path("f"), entries=entries)), out=tmp_path).text()
+    words = " ".join(told.split())
+    assert "on validation images: 2 values" in words
+    assert "s for an image that is scored, measured now" in words
+    assert "(vit tiny at 32 px, batches of 8, fp32). Pictures and rounds without steps" in words
+    assert not [word for word in ("sam", "volume", "slice", "Surface") if word in words]
+
+
 def test_two_hundred_runs_in_seconds(tmp_path: Path) -> None:
     """In processor time, with one measured step; nothing is written where runs go."""
     made = plan(TWO_HUNDRED)

@@ -80,3 +80,10 @@ def test_a_pace_is_measured_on_the_real_model(overrides: list[str]) -> None:
     pace = measure(tiny, 2, torch.device("cpu"), (6, 30, 34))
     assert pace.runs == 0
     assert 0 < pace.slice_s < pace.step_s  # a step is 8 slices, forward and back
+
+
+def test_a_pace_is_measured_on_images() -> None:
+    vit = load_experiment("vit-tiny", open_file(PACKAGED))
+    pace = measure(vit, 5, torch.device("cpu"), (1, 32, 32))
+    assert pace.runs == 0
+    assert 0 < pace.slice_s < pace.step_s

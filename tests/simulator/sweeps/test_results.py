@@ -19,10 +19,10 @@ from wardround.simulator.sweeps.results import (
     SweepResults,
     VariantResult,
     analyse,
+    cases_rows,
     choice_text,
     results_json,
     variants_rows,
-    volumes_rows,
 )
 
 Scores = Mapping[tuple[str, str], float | None]
@@ -131,16 +131,16 @@ def test_a_difference_by_hand(two: SweepRecords) -> None:
     overall = difference.overall
     assert (overall.mean, overall.low, overall.high) == pytest.approx((0.0625, 0.05, 0.075))
     a, b = difference.sites
-    assert (a.site, a.volumes, a.value.mean, a.value.low, a.value.high) == (
+    assert (a.site, a.cases, a.value.mean, a.value.low, a.value.high) == (
         "A",
         2,
         *(pytest.approx(number) for number in (0.125, 0.1, 0.15)),
     )
-    assert (b.site, b.volumes, b.value) == ("B", 1, Interval(mean=pytest.approx(0.0), low=None, high=None))
+    assert (b.site, b.cases, b.value) == ("B", 1, Interval(mean=pytest.approx(0.0), low=None, high=None))
     assert difference.worst_site == "B"
     assert difference.per_seed == {0: pytest.approx(0.025), 1: pytest.approx(0.1)}
     assert difference.seeds_sd == pytest.approx(0.075 / 2**0.5)
-    assert (difference.volumes, difference.unpaired, difference.undefined) == (3, 0, 0)
+    assert (difference.cases, difference.unpaired, difference.undefined) == (3, 0, 0)
     assert difference.told
     assert difference.warnings == ()  # 0.0625 is more than 0.053
     assert [text.split(":")[0] for text in difference.few] == [
@@ -154,7 +154,7 @@ def test_a_difference_by_hand(two: SweepRecords) -> None:
 def test_a_variant_by_hand(two: SweepRecords) -> None:
     """The baseline over seeds: A 0.55, 0.65, B 0.3; sites 0.6 and 0.3. No earlier, perfect round has a say."""
     base = found(analyse(two), "base")
-    assert mean(base.dice) == pytest.approx(0.45)
+    assert mean(base.score) == pytest.approx(0.45)
     assert [(number.site, number.unseen, number.value.mean) for number in base.sites] == [
         ("A", False, pytest.approx(0.6)),
         ("B", False, pytest.approx(0.3)),
@@ -172,7 +172,7 @@ def test_only_seeds_that_both_have_finished_are_paired(two: SweepRecords) -> Non
     assert (difference.overall.mean, difference.seeds_sd) == (pytest.approx(0.025), None)
     assert difference.warnings[0] == "seed 1 left out: not finished, with test scores, for both it and base"
     assert found(results, "new").warnings == ("seed 1 not finished",)
-    assert mean(found(results, "base").dice) == pytest.approx(0.45)  # its own number keeps both
+    assert mean(found(results, "base").score) == pytest.approx(0.45)  # its own number keeps both
     assert not results.complete
     assert "1 run interrupted: new, seed 1" in results.warnings
 
@@ -181,7 +181,7 @@ def test_without_a_common_seed_there_is_no_difference(two: SweepRecords) -> None
     base, _ = two.variants
     results = analyse(sweep(base, variant("new", [run(s) for s in BETTER], states={0: "failed", 1: "failed"})))
     new = found(results, "new")
-    assert (new.dice, new.effect, new.seeds, new.cost, new.worst_site) == (None, None, (), None, None)
+    assert (new.score, new.effect, new.seeds, new.cost, new.worst_site) == (None, None, (), None, None)
     other_volumes = sweep(base, variant("new", [run({("C", "1"): 0.5})]))
     assert found(analyse(other_volumes), "new").warnings == (
         "not compared with base: no seed, site and volume is scored for both",
@@ -222,11 +222,11 @@ def test_a_left_out_site_is_paired_with_itself_and_kept_apart() -> None:
     without: Scores = {("A", "1"): 0.8, ("A", "2"): 0.8, ("B", "1"): 0.2, ("B", "2"): 0.2}
     results = analyse(sweep(variant("all", [run(full)]), variant("leave_out=B", [run(without, unseen=["B"])])))
     left, difference = found(results, "leave_out=B"), effect(results, "leave_out=B")
-    assert (mean(left.dice), mean(left.unseen), left.worst_site) == (pytest.approx(0.8), pytest.approx(0.2), "A")
+    assert (mean(left.score), mean(left.unseen), left.worst_site) == (pytest.approx(0.8), pytest.approx(0.2), "A")
     assert difference.overall.mean == pytest.approx(0.1)
     assert mean(difference.unseen) == pytest.approx(-0.4)
     assert [(number.site, number.unseen) for number in difference.sites] == [("A", False), ("B", True)]
-    assert (difference.worst_site, difference.volumes) == ("A", 2)
+    assert (difference.worst_site, difference.cases) == ("A", 2)
     assert difference.per_seed == {0: pytest.approx(0.1)}
     assert "2 volumes at B, left out of the training: fewer than 20 can tell large differences only" in difference.few
     assert any(text.startswith("the mean Dice of the variants is over different sites") for text in results.warnings)
@@ -245,7 +245,7 @@ def test_where_the_baseline_was_not_trained_is_no_part_of_the_difference() -> No
     base = run({(site, "1"): 0.5 for site in sites}, unseen=["A"])
     other = run({(site, "1"): 0.7 for site in sites}, unseen=["B"])
     difference = effect(analyse(sweep(variant("without A", [base]), variant("without B", [other]))), "without B")
-    assert (difference.overall.mean, difference.volumes) == (pytest.approx(0.2), 1)
+    assert (difference.overall.mean, difference.cases) == (pytest.approx(0.2), 1)
     assert [number.unseen for number in difference.sites] == [False, True, False]
     assert "A not in the overall difference: without A was not trained there" in difference.warnings
 
@@ -447,7 +447,7 @@ def test_json_has_all_numbers(tmp_path: Path) -> None:
 
 
 def test_rows_of_volumes_are_those_of_the_last_round(two: SweepRecords) -> None:
-    found_rows = volumes_rows(two)
+    found_rows = list(cases_rows(two))
     assert len(found_rows) == 2 * 2 * 3  # no perfect scores of round 1
     assert found_rows[0] == {
         "variant": "base",

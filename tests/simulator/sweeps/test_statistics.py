@@ -18,6 +18,7 @@ from wardround.simulator.sweeps.statistics import (
     by_site,
     counted,
     mean_over_sites,
+    mostly_equal,
     named,
     over_seeds,
     paired,
@@ -226,3 +227,27 @@ def test_nothing_heavy_is_loaded() -> None:
         "import sys, wardround.simulator.sweeps.results as _; sys.exit(bool({'torch', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-I", "-c", script], check=False).returncode == 0
+
+
+def test_images_that_are_right_or_wrong_are_counted_and_not_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same distribution: ends agree within what 9,999 draws leave, a twentieth of the interval's width."""
+    draw = np.random.default_rng(7)
+    samples = {site: (draw.random(size) < 0.7).astype(float) for site, size in (("a", 1500), ("b", 700), ("c", 1))}
+    assert mostly_equal([samples["a"], samples["b"]])
+    counted = mean_over_sites(samples)
+    monkeypatch.setattr("wardround.simulator.sweeps.statistics.MANY", 10**9)
+    drawn = mean_over_sites(samples)
+    assert counted.mean == drawn.mean
+    assert counted != drawn  # another way
+    width = drawn.high - drawn.low
+    assert (counted.low, counted.high) == (
+        pytest.approx(drawn.low, abs=0.05 * width),
+        pytest.approx(drawn.high, abs=0.05 * width),
+    )
+
+
+def test_volumes_are_drawn_one_by_one() -> None:
+    """Few of them, and many that all differ."""
+    draw = np.random.default_rng(1)
+    assert not mostly_equal([np.zeros(500)])
+    assert not mostly_equal([draw.random(5000)])
