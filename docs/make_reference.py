@@ -23,12 +23,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import wardround
 from wardround.aggregators import AGGREGATORS, contract, instruments
 from wardround.aggregators.testing import Claims, check_aggregator
-from wardround.clients import METHODS, MODELS, sam_weights
+from wardround.clients import LOSSES, METHODS, MODELS, sam, sam_weights, vit, vit_weights
 from wardround.clients import evaluation as client_evaluation
 from wardround.clients.lora import LoRA, initialise_adapters
 from wardround.clients.losses import segmentation_loss
 from wardround.clients.optimizers import OPTIMIZERS, Schedule
-from wardround.clients.sam import SIZES
 from wardround.clients.testing import check_method
 from wardround.clients.training import Training
 from wardround.datasets import AUGMENTS, DATASETS, PARTITIONS, windows
@@ -160,17 +159,26 @@ def methods_page() -> list[str]:
 
 def models_page() -> list[str]:
     """The base model."""
-    header = [field.name.replace("_", " ") for field in dataclasses.fields(next(iter(SIZES.values())))]
-    rows = [[f"`{name}`", *(_yaml(value) for value in dataclasses.astuple(size))] for name, size in SIZES.items()]
     return [
         "# Models",
         "The base that all hospitals share. Setting `model` of an experiment. How to use SAM's own weights: "
-        "[use SAM weights](../how-to/use-sam-weights.md).",
+        "[use SAM weights](../how-to/use-sam-weights.md); those of a ViT: "
+        "[classify images](../how-to/classify-images.md).",
         *_plugins(MODELS),
         "## Sizes of SAM",
-        _table(["size", *header], rows),
-        *(part for name in sam_weights.PACKAGED for part in _packaged(name)),
+        _sizes(sam.SIZES),
+        "## Sizes of ViT",
+        _sizes(vit.SIZES),
+        *(part for name in sam_weights.PACKAGED for part in _packaged(name, "clients/pretraining.py")),
+        *(part for name in vit_weights.PACKAGED for part in _packaged(name, "clients/vit_pretraining.py")),
     ]
+
+
+def _sizes(sizes: Mapping[str, Any]) -> str:
+    """A row per size of a model."""
+    header = [field.name.replace("_", " ") for field in dataclasses.fields(next(iter(sizes.values())))]
+    rows = [[f"`{name}`", *(_yaml(value) for value in dataclasses.astuple(size))] for name, size in sizes.items()]
+    return _table(["size", *header], rows)
 
 
 def datasets_page() -> list[str]:
@@ -179,7 +187,9 @@ def datasets_page() -> list[str]:
         "# Data: federations, windows, augmentation",
         "Settings `data`, `split`, `windows`, `augment` of an experiment. Data cards: [phantoms](../data/phantom.md), "
         "[Fed-KiTS19](../data/fed_kits19.md), [Fed-IXI](../data/fed_ixi.md), [prostate](../data/prostate.md), "
-        "[Decathlon](../data/msd.md), [Synapse](../data/synapse.md), [volumes](../data/volumes.md).",
+        "[Decathlon](../data/msd.md), [Synapse](../data/synapse.md), [volumes](../data/volumes.md); images "
+        "with a class: [phantoms](../data/image_phantom.md), [a folder](../data/images.md), "
+        "[MedMNIST](../data/medmnist.md), [HAM10000](../data/ham10000.md), [Fed-ISIC2019](../data/fed_isic2019.md).",
         "## Where cases come from: `data`",
         *_plugins(DATASETS, level=3),
         *_dataclass(Split, "Who gets them: `split`"),
@@ -194,6 +204,7 @@ def datasets_page() -> list[str]:
         *_plugins(AUGMENTS, level=3),
         "## The contract of a data set",
         *_protocol(data_contract.Dataset, level=3),
+        *_protocol(data_contract.ImageDataset, level=3),
         *(
             part
             for cls in (data_contract.Pool, data_contract.Case, data_contract.Volume, data_contract.Federation)
@@ -207,11 +218,15 @@ def training_page() -> list[str]:
     """How a hospital trains."""
     return [
         "# Local training",
-        "Setting `training` of an experiment.",
+        "Settings `training` and `loss` of an experiment.",
         *_dataclass(Training, "Settings of `training`"),
         *_plugins(OPTIMIZERS),
         *_dataclass(Schedule, "Settings of `training.schedule`"),
-        "## The loss",
+        "## The loss: `loss`",
+        "Null, the default, is the loss of the task: `segmentation` where there are masks, `cross_entropy` where "
+        "there are classes.",
+        *_plugins(LOSSES, level=3),
+        "### Of FLAP-SAM",
         *_text(segmentation_loss),
     ]
 
@@ -332,7 +347,10 @@ FILES = {
     "config.yaml": "The resolved experiment, every default written out. `wardround verify` reads it back.",
     "manifest.json": "What ran, where, with which versions, and how it ended; see below.",
     "metrics.jsonl": "Losses and scores per round, hospital and split. Means over hospitals are left to the reader.",
-    "cases.jsonl": "The scores of every volume at every evaluation.",
+    "cases.jsonl": "The scores of every volume at every evaluation; of a classification whether each image was told "
+    "right (1) or wrong (0) in the last round.",
+    "confusion.jsonl": "Of a classification: how many images of each class were taken for each, per hospital and split "
+    "and over all hospitals, in the last round.",
     "ledger.jsonl": "Who took part in a round, what it received, sent and computed.",
     "instruments.jsonl": "The instruments of every measured round, a row per layer.",
     "updates/setting.safetensors": "With `--record-updates`: the initial tensors, and what they are.",
@@ -346,6 +364,8 @@ FILES = {
     "optimizer moments. Written only in rounds it took part in.",
     "predictions/HOSPITAL/CASE.nii.gz": "Label maps of the test volumes after the last round, on the grid of the "
     "image (unless `evaluation.predictions` is false).",
+    "predictions/HOSPITAL.csv": "Of a classification, a row per test image after the last round: `image`, `target` "
+    "and `predicted` as names of classes, and `probability/CLASS` of every class.",
     "overlays/HOSPITAL.npz": "For the report: the largest slice of the best, the median and the worst test volume, "
     "with truth and prediction. Holds image data; absent with `--no-images`.",
     "summary.json": "The scores of the last round and the sums of the ledger; there when the run is finished.",
@@ -366,6 +386,15 @@ METRICS = {
     "hd95_mm/<class>": (SCORED, "Mean over volumes of HD95 in mm; last round only."),
     "surface_dice/<class>": (SCORED, "Mean over volumes of the surface Dice; last round only."),
     "undefined/<metric>/<class>": (SCORED, "Volumes that the mean above leaves out."),
+    "accuracy": (SCORED, "Share of the images told right. With this row and below: of a classification."),
+    "balanced_accuracy": (SCORED, "Mean over classes of `recall/<class>`."),
+    "macro_f1": (SCORED, "Mean over classes of their F1."),
+    "auroc": (SCORED, "Mean over classes of the area under the ROC curve, each class against the others."),
+    "recall/<class>": (SCORED, "Share of the images of a class that were told right; null where there is none."),
+    "pooled/<metric>": (
+        SCORED,
+        "The same over the images of all hospitals in one heap: hospitals with many count more. Hospital is null.",
+    ),
     "loss_before": ("train", "Mean loss over the hospital's windows before it trained (`qfedavg`)."),
     "a_norm": ("train", "Norm of the hospital's accumulated steps (`fednova`)."),
     "rank": ("train", "Rank that the hospital goes on with (`hetlora`)."),
@@ -399,6 +428,8 @@ MANIFEST = {
     "state": "`running`, `finished`, `failed` or `interrupted`; `held`: only the test volumes wait, until a sweep has "
     "selected a setting.",
     "error": "What stopped the run, null when nothing did.",
+    "task": "`classification`, or `segmentation`; a run without it segments.",
+    "class_counts": "Of a classification: images of every class, by hospital and split.",
     "started": "When the run began, UTC.",
     "finished": "When it ended or was stopped, UTC.",
     "record_updates": "True when the run was asked to keep the updates of its rounds.",
@@ -426,6 +457,15 @@ SUMMARY = {
     "dice.per_class": "Mean over hospitals by class.",
     "dice.per_region": "Mean over hospitals by region, where there are some.",
     "dice.unseen": "Dice by site that was left out, where there is one; it enters no mean.",
+    "accuracy.mean": "Of a classification, in place of `dice`: mean over hospitals of the test accuracy.",
+    "accuracy.worst": "The lowest hospital.",
+    "accuracy.pooled": "Accuracy over the test images of all hospitals in one heap.",
+    "accuracy.per_hospital": "Accuracy by hospital.",
+    "accuracy.per_class": "Mean over hospitals of the recall by class.",
+    "accuracy.unseen": "Accuracy by site that was left out, where there is one; it enters no mean.",
+    "balanced_accuracy": "Of a classification: `mean` over hospitals, and `pooled`.",
+    "macro_f1": "Of a classification: `mean` and `pooled`.",
+    "auroc": "Of a classification: `mean` and `pooled`.",
     "rounds": "Rounds of the run.",
     "seconds": "Wall-clock seconds of all rounds, the sum of `timing.jsonl`.",
     "bytes_up": "Bytes from hospitals to server, all hospitals and rounds.",
@@ -433,7 +473,7 @@ SUMMARY = {
     "steps": "Optimizer steps of all hospitals.",
     "privacy": "With `stages.privacy`: the guarantee in words, with its epsilon, delta, sampling and neighbours.",
 }
-"""Keys of summary.json, those of its mapping `dice` with a dot."""
+"""Keys of summary.json, those of its mappings `dice` and `accuracy` with a dot."""
 
 
 # ---- parts of a page -------------------------------------------------------------------------------------------------
@@ -580,7 +620,7 @@ def _entry_source(name: str) -> tuple[str, str]:
     return "\n".join(commands), "\n".join(kept).rstrip()
 
 
-def _packaged(name: str) -> list[str]:
+def _packaged(name: str, tool: str) -> list[str]:
     """What the packaged weights say of themselves."""
     path = Path(sam_weights.__file__).parent / "assets" / f"{name}.json"
     facts = json.loads(path.read_text(encoding="utf-8"))
@@ -588,7 +628,7 @@ def _packaged(name: str) -> list[str]:
     rows += [[f"recipe: {key}", _yaml(value)] for key, value in facts.get("recipe", {}).items()]
     return [
         f"## Packaged weights `{name}`",
-        "Pre-trained on random synthetic images by `clients/pretraining.py`, which says what they show. The settings:",
+        f"Pre-trained by `{tool}`, which says on what. The settings:",
         _table(["", ""], rows),
     ]
 
@@ -641,7 +681,7 @@ def _type(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         return _type(get_args(hint)[0])
     words = {int: "whole number", float: "number", str: "text", bool: "true or false", types.NoneType: "null"}
-    if hint in words:
+    if isinstance(hint, type) and hint in words:
         return words[hint]
     if dataclasses.is_dataclass(hint):
         return "settings"
@@ -651,10 +691,16 @@ def _type(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is tuple:
-        return f"list of {_type(arguments[0])}s" if arguments[-1] is Ellipsis else f"{len(arguments)} numbers"
+        return _list_of(arguments[0]) if arguments[-1] is Ellipsis else f"{len(arguments)} numbers"
     if origin is not None and issubclass(origin, Mapping):
         return f"{_type(arguments[1])} by name"
     return f"`{hint}`"
+
+
+def _list_of(hint: Any) -> str:
+    """``list of texts``; of plug-ins their names."""
+    words = _type(hint)
+    return f"list, each {words}" if _plugin_names(hint) else f"list of {words}s"
 
 
 def _plugin_names(hint: Any) -> list[str]:
