@@ -11,7 +11,7 @@ Legend: B images, D width, C classes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
@@ -137,6 +137,40 @@ def last_blocks(blocks: Sequence[Block], number: int | None) -> Sequence[Block]:
             f"method.lora.blocks: expected at most the {len(blocks)} blocks of the model's encoder, got {number!r}"
         )
     return blocks[-number if number else 0 :]
+
+
+N = TypeVar("N", bound=Network)
+
+Draw = Callable[[], Tensor]
+"""Draws the initial value of a tensor."""
+
+
+def filled(net: N, loaded: Tensors, initial: Iterable[tuple[str, Draw]]) -> N:
+    """A network off the meta device, frozen: tensors that were loaded as they are, the others at their initial values.
+
+    Args:
+        net: On the meta device.
+        loaded: Values by name; the network then holds these tensors themselves.
+        initial: Name and initial value of every tensor; drawn only where it is needed.
+    """
+    fresh = {name: draw() for name, draw in initial if name not in loaded}
+    net.load_state_dict({**loaded, **fresh}, assign=True)
+    return net.requires_grad_(False).eval()
+
+
+def size_problems(size: str, image_size: int, patches: Mapping[str, int]) -> list[str]:
+    """What is wrong with a model's settings ``size`` and ``image_size``.
+
+    Args:
+        size: Name of its dimensions.
+        image_size: H = W in pixels.
+        patches: Side of a patch for every name there is.
+    """
+    if size not in patches:
+        return [f"size: expected one of {', '.join(patches)}, got {size!r}"]
+    if image_size < 1 or image_size % patches[size]:
+        return [f"image_size: expected a positive multiple of the patch size {patches[size]}, got {image_size!r}"]
+    return []
 
 
 class Model(Protocol):

@@ -13,7 +13,7 @@ Source: Kirillov et al. 2023 (SAM); arXiv 2407.21739 (FLAP-SAM: C + 1 maps, 16x 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -38,7 +38,7 @@ from ..datasets.contract import Task
 from . import sam_weights
 from .grouped import per_image, together
 from .lora import Matrices, Place
-from .network import Network, last_blocks
+from .network import Draw, Network, filled, last_blocks, size_problems
 from .slice_adapter import SliceLayer
 
 Upscaler = Literal["full", "sam"]
@@ -350,14 +350,7 @@ class Sam:
     pretrained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.size not in SIZES:
-            problems.append(f"size: expected one of {', '.join(SIZES)}, got {self.size!r}")
-        elif self.image_size < 1 or self.image_size % SIZES[self.size].patch:
-            patch = SIZES[self.size].patch
-            problems.append(
-                f"image_size: expected a positive multiple of the patch size {patch}, got {self.image_size!r}"
-            )
+        problems = size_problems(self.size, self.image_size, {name: size.patch for name, size in SIZES.items()})
         if self.upscaler not in ("full", "sam"):
             problems.append(f"upscaler: expected 'full' or 'sam', got {self.upscaler!r}")
         if self.heads not in ("new", "checkpoint"):
@@ -403,9 +396,7 @@ class Sam:
         """
         net = self.build_meta(num_classes)
         loaded = self.pretrained(num_classes) if pretrained is None else pretrained
-        fresh = {name: draw() for name, draw in _initial_values(net, rng) if name not in loaded}
-        net.load_state_dict({**loaded, **fresh}, assign=True)
-        return net.requires_grad_(False).eval()
+        return filled(net, loaded, _initial_values(net, rng))
 
     def build_meta(self, num_classes: int) -> SamNet:
         """The same network on the meta device: shapes and names, no values."""
@@ -452,9 +443,6 @@ def _decoder_config(size: SamSize, num_classes: int) -> SamMaskDecoderConfig:
     )
     config._attn_implementation = "sdpa"
     return config
-
-
-Draw = Callable[[], Tensor]
 
 
 def _initial_values(net: SamNet, rng: Streams) -> Iterator[tuple[str, Draw]]:

@@ -11,7 +11,7 @@ Source: Dosovitskiy et al. 2020 (ViT), arXiv 2010.11929.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Self
@@ -26,7 +26,7 @@ from ..datasets.contract import Task
 from . import vit_weights
 from .grouped import per_image
 from .lora import Matrices, Place
-from .network import Network, last_blocks
+from .network import Draw, Network, filled, last_blocks, size_problems
 from .prompts import Prompts
 
 Colour = tuple[float, float, float]
@@ -192,14 +192,7 @@ class Vit:
     pretrained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.size not in SIZES:
-            problems.append(f"size: expected one of {', '.join(SIZES)}, got {self.size!r}")
-        elif self.image_size < 1 or self.image_size % SIZES[self.size].patch:
-            patch = SIZES[self.size].patch
-            problems.append(
-                f"image_size: expected a positive multiple of the patch size {patch}, got {self.image_size!r}"
-            )
+        problems = size_problems(self.size, self.image_size, {name: size.patch for name, size in SIZES.items()})
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
             problems.append(f"mean: expected three numbers in [0, 1], got {self.mean!r}")
         if self.std is not None and not all(value > 0 for value in self.std):
@@ -243,9 +236,7 @@ class Vit:
         """
         net = self.build_meta(num_classes)
         loaded = self.pretrained(num_classes) if pretrained is None else pretrained
-        fresh = {name: draw() for name, draw in _initial_values(net, rng) if name not in loaded}
-        net.load_state_dict({**loaded, **fresh}, assign=True)
-        return net.requires_grad_(False).eval()
+        return filled(net, loaded, _initial_values(net, rng))
 
     def build_meta(self, num_classes: int) -> VitNet:
         """The same network on the meta device: shapes and names, no values."""
@@ -274,9 +265,6 @@ def _config(size: VitSize, image_size: int) -> ViTConfig:
     )
     config._attn_implementation = "sdpa"
     return config
-
-
-Draw = Callable[[], Tensor]
 
 
 def _initial_values(net: VitNet, rng: Streams) -> Iterator[tuple[str, Draw]]:
