@@ -31,7 +31,7 @@ from .contract import Case, DataError, Pool, Task
 from .fingerprints import cache_folder
 from .image_folder import TABLE, ImageFolder
 from .lesion import KINDS, Lesion, draw_lesion
-from .writing import expect_new, whole_folder
+from .writing import expect_new, phantom_folder
 
 GENERATOR_VERSION = 1
 """Part of the folder's name: raise it whenever the same settings give other files."""
@@ -215,13 +215,8 @@ def write_image_phantom(phantom: ImagePhantom, folder: Path, announce: Announce 
 
 def build(phantom: ImagePhantom, folder: Path, announce: Announce | None = None) -> None:
     """Writes the federation beside ``folder`` and renames it: no half folder; the first of two builders wins."""
-    try:
-        with whole_folder(folder) as half:
-            _write_federation(phantom, half, announce)
-    except OSError as error:
-        raise ValueError(
-            f"{folder.parent}: expected a folder to write phantoms to: {error.strerror}; set WARDROUND_CACHE"
-        ) from error
+    with phantom_folder(folder) as half:
+        _write_federation(phantom, half, announce)
 
 
 def _write_federation(phantom: ImagePhantom, folder: Path, announce: Announce | None) -> None:

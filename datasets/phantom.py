@@ -36,7 +36,7 @@ from .scanner import (
     slabs,
     store,
 )
-from .writing import expect_new, whole_folder
+from .writing import expect_new, phantom_folder
 
 GENERATOR_VERSION = 3
 """Part of the folder's name: raise it whenever the same settings give other files."""
@@ -181,13 +181,8 @@ def write_phantom(phantom: Phantom, folder: Path, announce: Announce | None = No
 
 def build(phantom: Phantom, folder: Path, announce: Announce | None = None) -> None:
     """Writes the federation beside ``folder`` and renames it: no half folder; the first of two builders wins."""
-    try:
-        with whole_folder(folder) as half:
-            _write_federation(phantom, half, announce)
-    except OSError as error:
-        raise ValueError(
-            f"{folder.parent}: expected a folder to write phantoms to: {error.strerror}; set WARDROUND_CACHE"
-        ) from error
+    with phantom_folder(folder) as half:
+        _write_federation(phantom, half, announce)
 
 
 def _write_federation(phantom: Phantom, folder: Path, announce: Announce | None) -> None:

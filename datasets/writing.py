@@ -61,6 +61,18 @@ def whole_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(half, ignore_errors=True)
 
 
+@contextmanager
+def phantom_folder(place: Path) -> Iterator[Path]:
+    """:func:`whole_folder` for phantoms. Raises ValueError where it cannot be written."""
+    try:
+        with whole_folder(place) as half:
+            yield half
+    except OSError as error:
+        raise ValueError(
+            f"{place.parent}: expected a folder to write phantoms to: {error.strerror}; set WARDROUND_CACHE"
+        ) from error
+
+
 def _put(half: Path, place: Path) -> None:
     """Renames a finished folder, unless another process was first."""
     try:
