@@ -173,7 +173,9 @@ def test_a_federation_is_the_same(make_federated: Callable[..., tuple], augment:
     for room in (0, 100):
         federated, state = make_federated(FedAvg(), method=Decoder())
         federated = replace(federated, workplace=replace(federated.workplace, augment=augment))
-        features = keep_features(federated, Windows(), Runtime(features_mb=room))
+        model = federated.workplace.replica
+        scored = [source_of(hospital.test, Windows(), model) for _, hospital in sorted(federated.hospitals.items())]
+        features = keep_features(federated, scored, Runtime(features_mb=room))
         place = replace(federated.workplace, kept=features if features else None)
         states.append(two_rounds(replace(federated, workplace=place), state))
     assert (

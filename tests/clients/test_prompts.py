@@ -225,7 +225,7 @@ def test_prompts_that_start_equal_stay_equal() -> None:
 
 @pytest.mark.parametrize("form", ["per_block", "shared_basis"])
 def test_a_hospital_of_lower_rank_uses_the_first_rows(form: str) -> None:
-    method = Dvpt(prompts=3, rank=4, form=form)
+    method = Dvpt(prompts=5, rank=4, form=form)
     net = built(method)
     net.prompts.table.data.zero_()  # a replica says what is beside zero in its base
     replica = Replica(net, method.attach(net), precision="fp64")
@@ -234,7 +234,7 @@ def test_a_hospital_of_lower_rank_uses_the_first_rows(form: str) -> None:
     replica.load(low)
     tokens = net.prompts.of_block(1)
     number = {"per_block": 1, "shared_basis": 0}[form]
-    A, B = start[f"prompts.factors.{number}.A"], start[f"prompts.factors.{number}.B"][-3:]  # the last block's rows
+    A, B = start[f"prompts.factors.{number}.A"], start[f"prompts.factors.{number}.B"][-5:]  # the last block's rows
     torch.testing.assert_close(tokens, B[:, :2] @ A[:2], rtol=1e-12, atol=1e-12)
     assert replica.rank == 2
 

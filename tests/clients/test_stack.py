@@ -66,12 +66,12 @@ OF_VIT: list[Method] = [
     Sba(),
     VptShallow(prompts=3),
     VptDeep(prompts=3),
-    Dvpt(prompts=3, rank=4),
-    Dvpt(prompts=3, rank=4, form="shared_basis"),
+    Dvpt(prompts=5, rank=4),
+    Dvpt(prompts=5, rank=4, form="shared_basis"),
     LoraOnly(lora=replace(LORA, matrices="qkvo")),
     LoraVpt(lora=LORA, prompts=3),
     BottleneckAdapter(width=4),
-    UnionOf(of=(LoraOnly(lora=LORA), Dvpt(prompts=3, rank=4), BottleneckAdapter(width=4), Bias())),
+    UnionOf(of=(LoraOnly(lora=LORA), Dvpt(prompts=5, rank=4), BottleneckAdapter(width=4), Bias())),
 ]
 
 

@@ -154,7 +154,9 @@ def test_a_table_in_another_encoding_is_named(tree: Path) -> None:
     [line] = problems(tree)
     assert line.startswith("sites.csv: expected a table in UTF-8, got UnicodeDecodeError")
     (tree / "sites.csv").write_text("case;site\nthing_000;A\n")
-    assert problems(tree) == ["sites.csv: expected the columns case,site, got ['case;site']"]
+    assert problems(tree) == [
+        "sites.csv: expected the columns case,site, got 'case;site': write commas between columns, not semicolons"
+    ]
 
 
 def test_the_task_folder_may_be_the_current_one(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_every_problem_of_the_table_is_listed(tree: Path) -> None:
 
 def test_tables_that_cannot_be_used(tree: Path) -> None:
     write_rows(tree, header="picture,label")
-    with pytest.raises(ValueError, match=r"volumes.csv: expected the columns image,label, got \['picture', 'label'\]"):
+    with pytest.raises(ValueError, match=r"volumes\.csv: expected the columns image,label, got picture,label"):
         Volumes().pool(tree)
     write_rows(tree, "a,x.nii,y.nii,train")
     with pytest.raises(DataError, match=r"2 problems:(?s:.)*x.nii: missing, volumes.csv lists it"):
