@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..aggregators.contract import Phase, ServerState, Setting, Tensors
+from ..aggregators.contract import HospitalInfo, Phase, ServerState, Setting, Tensors
 from ..aggregators.scheduled import name_of
 from ..clients import METHODS
 from ..clients.batches import Source
@@ -99,7 +99,16 @@ def locate(experiment: Experiment, data: Path | None, resident: Resident | None 
     found = shared.once("cases", key, partial(_find_cases, experiment, data))
     experiment.evaluation.check(found.federation.classes)
     experiment.cohort.check(len(found.federation.hospitals))
-    return replace(found, weights_hash=experiment.model.weights_hash())
+    return replace(found, weights_hash=weights_hash(experiment))
+
+
+def weights_hash(experiment: Experiment) -> str:
+    """Of all weights that a run begins with and that do not follow from its seed.
+
+    Raises:
+        ValueError: they are absent.
+    """
+    return experiment.model.weights_hash()
 
 
 def _find_cases(experiment: Experiment, data: Path | None) -> Located:
@@ -332,16 +341,29 @@ def make_setting(
     replica: Replica, hospitals: Mapping[str, Hospital], training: Training, cohort_size: int | None = None
 ) -> Setting:
     """What an algorithm may know before round 1."""
+    infos = [hospital.info for _, hospital in sorted(hospitals.items())]
+    return _setting(replica, infos, training, cohort_size)
+
+
+def _setting(
+    replica: Replica, hospitals: Sequence[HospitalInfo], training: Training, cohort_size: int | None
+) -> Setting:
     optimizer = training.optimizer
     return Setting(
         trainable=replica.read(),
         layout=replica.layout,
-        hospitals=tuple(hospital.info for _, hospital in sorted(hospitals.items())),
+        hospitals=tuple(hospitals),
         frozen=replica.frozen_shapes(),
         optimizer="sgd" if isinstance(optimizer, SGD) else "adamw",
         momentum=training.momentum,
         cohort_size=cohort_size,
     )
+
+
+def setting_of(experiment: Experiment, replica: Replica, hospitals: Sequence[HospitalInfo]) -> Setting:
+    """What the algorithm of a run may know, where its hospitals have no data at hand."""
+    training, size = experiment.training, None if experiment.pooled else experiment.cohort.size
+    return _setting(replica, hospitals, training, size)
 
 
 def _initial_server(federated: Federated) -> ServerState:

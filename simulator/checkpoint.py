@@ -58,6 +58,12 @@ class Checkpoints:
         pointer = self.folder / "latest.json"
         return int(read_json(pointer, ("round",))["round"]) if pointer.exists() else None
 
+    def rounds(self) -> list[int]:
+        """The rounds that are there, the last one last; those after it were never finished."""
+        latest = self.latest()
+        kept = sorted(int(folder.name.removeprefix("round-")) for folder in self.folder.glob("round-*"))
+        return [number for number in kept if latest is not None and number <= latest]
+
     def save(self, checkpoint: Checkpoint, changed: Collection[str]) -> None:
         """Saves the state after a round.
 

@@ -211,6 +211,7 @@ def _begin(
             experiments_file=experiments_file,
             cell=cell,
             task=experiment.model.task,
+            classes=list(located.federation.classes),
             **_class_counts(experiment, located.federation),
         )
         write_json(directory.path / "manifest.json", manifest)
@@ -236,7 +237,9 @@ def _work(directory: RunDirectory, assembled: Assembled, bars: Callable[..., Pro
     experiment = assembled.experiment
     engine = settle(directory.manifest or {}, experiment.runtime, assembled.federated, assembled.initial.server)
     drawn = common_numbers(assembled.federated, experiment.rounds)
-    directory.update_manifest(**engine.recorded, common_numbers=drawn)
+    infos = {name: hospital.info for name, hospital in assembled.federated.hospitals.items()}
+    hospitals = {name: {"num_examples": info.num_examples, "rank": info.rank} for name, info in infos.items()}
+    directory.update_manifest(**engine.recorded, common_numbers=drawn, hospitals=hospitals)
     assembled = replace(assembled, federated=replace(assembled.federated, stack=engine.stack))
     checkpoint = _resume(directory, assembled)
     with bars(rounds=experiment.rounds, start=checkpoint.round) as progress:
