@@ -77,7 +77,7 @@ def test_merging_leaves_the_network_alone(make: Make) -> None:
 
 def test_prompts_cannot_be_merged(make: Make) -> None:
     trained = load_trained(make("method=vpt_deep", "rounds=1", name="vit-tiny"), device="cpu")
-    with pytest.raises(ValueError, match="expected adapters that are changes of weights .* got prompts"):
+    with pytest.raises(ValueError, match=r"expected adapters that are changes of weights .* got prompts"):
         merged_state(trained.load().model)
 
 
