@@ -1,6 +1,7 @@
 # make demo    makes the environment .venv and runs the experiment "quickstart"
 # make test    runs the default tests; those on real data too where WARDROUND_DATA says where it is
 # make check   format, lint, types, tests, demo: what continuous integration runs
+# make notebook  executes the course notebook and its hidden answers, into build/course
 # make slow    runs the tests that take more than half a minute
 # make format  formats the code
 # make docs    writes docs/reference/ again from the code
@@ -22,7 +23,7 @@ DEFAULT_TESTS := -m "not slow and not gpu"
 # $(call step,NAME,COMMAND): runs a command and says how long it took.
 step = @echo "== $(1)"; start=$$(date +%s); $(2) || exit 1; echo "== $(1): $$(($$(date +%s) - start)) s"
 
-.PHONY: help venv demo test check slow format docs clean
+.PHONY: help venv demo test check notebook slow format docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,6 +43,9 @@ check: $(DEV)
 	$(call step,types,MYPYPATH=.typing $(BIN)/mypy -p wardround)
 	$(call step,tests,$(BIN)/pytest $(DEFAULT_TESTS))
 	$(call step,demo,rm -rf build/demo && $(BIN)/wardround run quickstart --out build/demo)
+
+notebook: $(DEV)
+	$(call step,notebook,$(BIN)/python -I docs/course/execute.py --out build/course)
 
 slow: $(DEV)
 	$(BIN)/pytest -m slow

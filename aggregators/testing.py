@@ -75,6 +75,8 @@ def check_aggregator(aggregator: Aggregator, claims: Claims | None = None) -> No
     Raises:
         AssertionError: lists every check that failed, by name, with what was expected and what came.
     """
+    if isinstance(aggregator, type):
+        raise AssertionError(f"expected an object, such as {aggregator.__name__}(), got the class")
     bench = Bench(aggregator=aggregator, claims=claims if claims is not None else Claims())
     failures = [failure for check in CHECKS if (failure := _failure(check, bench))]
     if failures:
@@ -136,6 +138,9 @@ def is_a_plain_value(bench: Bench) -> None:
     aggregator = bench.aggregator
     _expect(dataclasses.is_dataclass(aggregator), "expected a dataclass")
     _expect(type(aggregator).__dataclass_params__.frozen, "expected a frozen dataclass")  # type: ignore[attr-defined]  # is one, checked above
+    fields = dataclasses.fields(aggregator)  # type: ignore[arg-type]  # a dataclass, checked above
+    positional = [field.name for field in fields if field.init and not field.kw_only]
+    _expect(not positional, f"expected keyword-only fields, these are not: {positional}")
     _expect(pickle.loads(pickle.dumps(aggregator)) == aggregator, "expected an equal object back from pickle")
     _expect(
         aggregator.consumes in ("sum", "updates"), f"consumes: expected 'sum' or 'updates', got {aggregator.consumes!r}"

@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..datasets.augment import AugmentParameters
@@ -151,6 +152,41 @@ def predict(replica: Replica, volume: PreparedVolume, windows: Windows, batch_si
 
 
 @torch.no_grad()
+def class_probabilities(replica: Replica, volume: PreparedVolume, windows: Windows, batch_size: int) -> Tensor:
+    """What a model says of one volume alone, in full batches of its windows.
+
+    Returns:
+        (S', C+1, h, w) probabilities of every prepared slice: softmax, averaged over the windows that contain it.
+    """
+    source = source_of([volume], windows, replica)
+    (mean,) = [mean for complete in _complete(replica, [source], batch_size, None) for mean in complete]
+    return mean.value()
+
+
+def label_map(volume: PreparedVolume, probabilities: Tensor, batch_size: int) -> LabelMap:
+    """(S, H, W) labels on the native grid, of :func:`class_probabilities`; made ``batch_size`` slices at a time."""
+    found: LabelMap = _label_map(volume, probabilities, batch_size).cpu().numpy()
+    return found
+
+
+def probability_slices(
+    volume: PreparedVolume, probabilities: Tensor, batch_size: int
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """The probabilities of which :func:`label_map` takes the largest, some slices at a time.
+
+    Args:
+        volume: The volume.
+        probabilities: (S', C+1, h, w) of :func:`class_probabilities`.
+        batch_size: Slices that come at once.
+
+    Yields:
+        Which slices of the native grid, and their (n, C+1, H, W) in [0, 1], which sum to 1 over the labels 0..C.
+    """
+    for where, native in _on_native_grid(volume, probabilities, batch_size):
+        yield where, native.clamp(0, 1).float().cpu().numpy()
+
+
+@torch.no_grad()
 def predictions(
     replica: Replica, sources: Sequence[Source], batch_size: int, kept: Kept | None = None
 ) -> Iterator[LabelMap]:
@@ -276,13 +312,19 @@ def _at_their_place(table: Tensor) -> Tensor:
 
 def _label_map(volume: PreparedVolume, probabilities: Tensor, batch_size: int) -> Tensor:
     """(S, H, W) uint8 labels on the native grid, of probabilities (S', C+1, h, w)."""
-    slices, height, width = volume.native_shape
     labels = torch.empty(volume.native_shape, dtype=torch.uint8, device=probabilities.device)
+    for where, native in _on_native_grid(volume, probabilities, batch_size):
+        labels[where] = native.max(dim=1).indices  # argmax, ten times as fast on a CPU
+    return labels
+
+
+def _on_native_grid(volume: PreparedVolume, probabilities: Tensor, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of slices of the native grid with their probabilities (n, C+1, H, W)."""
+    slices, height, width = volume.native_shape
     for index in torch.arange(slices).split(batch_size):
         part = _native_slices(probabilities, slices, index)
-        native = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
-        labels[index[0] : index[-1] + 1] = native.max(dim=1).indices  # argmax, ten times as fast on a CPU
-    return labels
+        where = slice(int(index[0]), int(index[-1]) + 1)
+        yield where, F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def _native_slices(probabilities: Tensor, slices: int, index: Tensor) -> Tensor:

@@ -81,6 +81,10 @@ class Network(nn.Module):
         """Modules that train whatever the method: a new head is of no use as it is."""
         return ()
 
+    def per_class(self) -> tuple[nn.Module, ...]:
+        """Modules with tensors for every class: what they have learned is worth nothing for other classes."""
+        return ()
+
     @property
     def mixes_slices(self) -> bool:
         """Whether an image is seen in the light of the other slices of its window."""

@@ -85,6 +85,7 @@ class Replica:
             parameter.requires_grad_(True)
         return parameters, flat
 
+    @torch.enable_grad()
     def _find_unused(self) -> frozenset[str]:
         """Trainable names that no gradient reaches (the IoU head). They count and travel and are never optimised."""
         size = self.model.image_size

@@ -314,6 +314,11 @@ class SamNet(Network):
             for word in matrices:
                 yield attention, layers[word], {"lora": None}
 
+    def per_class(self) -> tuple[nn.Module, ...]:
+        """Mask tokens, hypernetworks and the IoU head, whose last layer has an output for every map."""
+        decoder = self.mask_decoder
+        return (decoder.mask_tokens, decoder.output_hypernetworks_mlps, decoder.iou_prediction_head)
+
     def unused(self) -> tuple[nn.Module, ...]:
         """Modules that a promptless forward pass never touches; their parameters count and travel all the same."""
         prompts = self.prompt_encoder
@@ -430,6 +435,13 @@ def _vision_config(size: SamSize, image_size: int) -> SamVisionConfig:
 def _prompt_config(size: SamSize, image_size: int) -> SamConfig:
     prompts = SamPromptEncoderConfig(hidden_size=size.neck, image_size=image_size, patch_size=size.patch)
     return SamConfig(vision_config=_vision_config(size, image_size), prompt_encoder_config=prompts)
+
+
+def hugging_face_config(net: SamNet) -> SamConfig:
+    """The config of the network in ``transformers``, whose ``SamModel`` has SAM's two upscaling stages and no more."""
+    config = _prompt_config(net.size, net.image_size)
+    config.mask_decoder_config = _decoder_config(net.size, net.mask_decoder.mask_tokens.num_embeddings - 1)
+    return config
 
 
 def _decoder_config(size: SamSize, num_classes: int) -> SamMaskDecoderConfig:

@@ -9,7 +9,7 @@ Source: names of facebookresearch/segment-anything; resizing as in arXiv 2407.21
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,7 +40,12 @@ UPSCALER = "mask_decoder.upscale_more."
 
 _POS_EMBED = "vision_encoder.pos_embed"
 _PATCHES = "vision_encoder.patch_embed.projection.weight"
-_MATRIX = "prompt_encoder.shared_embedding.positional_embedding"
+
+MATRIX = "prompt_encoder.shared_embedding.positional_embedding"
+"""Our name of the positional matrix, which ``transformers`` keeps twice."""
+
+MATRIX_IN_HUGGING_FACE = "shared_image_embedding.positional_embedding"
+"""Its name in files of ``transformers``."""
 
 _OFFICIAL = tuple(
     (re.compile(pattern), replacement)
@@ -53,7 +58,7 @@ _OFFICIAL = tuple(
         (r"^image_encoder\.neck\.2\.", "vision_encoder.neck.conv2."),
         (r"^image_encoder\.neck\.3\.", "vision_encoder.neck.layer_norm2."),
         (r"^image_encoder\.", "vision_encoder."),
-        (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", _MATRIX),
+        (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", MATRIX),
         (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
         (r"^prompt_encoder\.mask_downscaling\.0\.", "prompt_encoder.mask_embed.conv1."),
         (r"^prompt_encoder\.mask_downscaling\.1\.", "prompt_encoder.mask_embed.layer_norm1."),
@@ -69,6 +74,45 @@ _OFFICIAL = tuple(
         (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)layers\.2\.", r"\1proj_out."),
     )
 )
+
+_TO_OFFICIAL = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^vision_encoder\.layers\.(\d+)\.layer_norm([12])\.", r"image_encoder.blocks.\1.norm\2."),
+        (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
+        (r"^vision_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
+        (r"^vision_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
+        (r"^vision_encoder\.neck\.layer_norm1\.", "image_encoder.neck.1."),
+        (r"^vision_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
+        (r"^vision_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
+        (r"^vision_encoder\.", "image_encoder."),
+        (rf"^{re.escape(MATRIX)}$", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+        (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
+        (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
+        (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
+        (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
+        (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
+        (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
+        (r"^(mask_decoder\.transformer\.(?:layers\.\d+\.)?)layer_norm(\d|_final_attn)\.", r"\1norm\2."),
+        (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
+        (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
+        (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
+        (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)proj_in\.", r"\1layers.0."),
+        (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)layers\.0\.", r"\1layers.1."),
+        (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)proj_out\.", r"\1layers.2."),
+    )
+)
+"""The way back of ``_OFFICIAL``, row by row."""
+
+
+def official_name(name: str) -> str:
+    """The name that one of our tensors has in the official release.
+
+    Example:
+        >>> official_name("vision_encoder.layers.0.layer_norm1.weight")
+        'image_encoder.blocks.0.norm1.weight'
+    """
+    return _replaced(name, _TO_OFFICIAL)
 
 
 def load(
@@ -128,6 +172,13 @@ def digest(weights: str) -> str:
     return weight_files.digest(weight_files.find(weights, PACKAGED))
 
 
+def our_names(names: Iterable[str]) -> dict[str, str]:
+    """The name in our network of every tensor of a file, of the official release or of ``transformers``."""
+    names = list(names)
+    official = any(name.startswith("image_encoder.") for name in names)  # "layers.0" of an MLP means two things
+    return {name: _our_name(name) if official else name for name in names}
+
+
 def _read_file(file: Path) -> Tensors:
     if file.suffix == ".safetensors":
         return weight_files.read_safetensors(file)
@@ -154,13 +205,18 @@ def _renamed(tensors: Tensors) -> dict[str, Tensor]:
     if any(name.startswith("image_encoder.") for name in tensors):  # "layers.0" of an MLP means two things: tell first
         return {_our_name(name): tensor for name, tensor in tensors.items()}
     renamed = dict(tensors)
-    matrix = renamed.pop("shared_image_embedding.positional_embedding", None)
-    return renamed if matrix is None else {_MATRIX: matrix, **renamed}
+    matrix = renamed.pop(MATRIX_IN_HUGGING_FACE, None)
+    return renamed if matrix is None else {MATRIX: matrix, **renamed}
 
 
 def _our_name(name: str) -> str:
     """Our name of a tensor of the official release."""
-    for pattern, replacement in _OFFICIAL:
+    return _replaced(name, _OFFICIAL)
+
+
+def _replaced(name: str, table: Iterable[tuple[re.Pattern[str], str]]) -> str:
+    """The name after the first row of a table that fits it."""
+    for pattern, replacement in table:
         name, replaced = pattern.subn(replacement, name)
         if replaced:
             return name

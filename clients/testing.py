@@ -1,20 +1,26 @@
-"""The contract of a method, as a suite that any method can be put through.
+"""The contracts of a method and of a loss, as suites that any of them can be put through.
 
 Example:
     >>> from wardround.clients.methods import FlapSam
     >>> from wardround.clients.lora import LoRA
     >>> check_method(FlapSam(lora=LoRA(rank=2)))
+    >>> from wardround.clients.losses import SegmentationLoss
+    >>> check_loss(SegmentationLoss())
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import pickle
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..aggregators.contract import Layout, Pair, Tensors
 from .contract import Method, Ranked, rank_of
+from .losses import Loss
 from .network import Model, Network
 from .sam import Sam
 from .vit import Vit
@@ -26,21 +32,77 @@ _CLASSES = 2
 def check_method(method: Method) -> None:
     """Runs the contract suite of a method on a tiny network of every model it suits; needs a second or two.
 
-    Checked: a second call of ``attach`` and the meta device give the same layout; every name is a parameter, once, with
-    a part and a kind; base tensors keep names and values; pairs have matching shapes and the rank the method says;
-    ``initialise`` depends on its streams alone and leaves nothing unset; with B = 0 and without prompts the logits are
-    exactly the base's; every trainable tensor gets a gradient or lies in a module that a forward pass never touches;
-    the slices of a window change each other exactly when the model says so, and never those of another window.
+    Checked: it is a frozen keyword-only dataclass; a second call of ``attach`` and the meta device give the same
+    layout; every name is a parameter, once, with a part and a kind; base tensors keep names and values; pairs have
+    matching shapes and the rank the method says; ``initialise`` depends on its streams alone and leaves nothing unset;
+    with B = 0 and without prompts the logits are exactly the base's; every trainable tensor gets a gradient or lies in
+    a module that a forward pass never touches; the slices of a window change each other exactly when the model says so,
+    and never those of another window.
 
     Raises:
         AssertionError: says which rule is broken.
     """
+    _check_plain(method)
     known = set(_MODELS)
     suits = getattr(method, "models", ())
     fits = bool(suits) and known.issuperset(suits)
     assert fits, f"models: expected names of models it suits, of {sorted(known)}, got {suits}"
     for name in suits:
         _check(method, _MODELS[name])
+
+
+def check_loss(loss: Loss) -> None:
+    """Runs the contract suite of a loss on logits and labels made for its task.
+
+    Checked: it is a frozen keyword-only dataclass; it says what it is for; ``fitted`` and ``at`` give a loss and labels
+    that fit; a call gives one finite number, the same every time, without the global random state; a gradient reaches
+    the logits and is finite; labels count; after ``at`` it can be mapped over hospitals (``torch.func.vmap``).
+
+    Raises:
+        AssertionError: says which rule is broken.
+    """
+    _check_plain(loss)
+    assert loss.task in ("segmentation", "classification"), f"task: expected what it is for, got {loss.task!r}"
+    fitted = loss.fitted([5, 0, 7])
+    assert type(fitted) is type(loss), f"fitted: expected a {type(loss).__name__}, got {fitted!r}"
+    rng, images, shape = _streams("loss"), 4, (8, 8) if loss.task == "segmentation" else ()
+    logits = torch.randn(2, images, 3, *(side // 2 for side in shape), generator=rng)  # (hospitals, B, C+1 or C, h, w)
+    labels = torch.randint(3, (2, images, *shape), generator=rng)
+    _check_number(fitted, logits[0], labels[0])
+    _check_mapped(fitted, logits, labels)
+
+
+def _check_number(loss: Loss, logits: Tensor, labels: Tensor) -> None:
+    state = torch.random.get_rng_state()
+    logits = logits.clone().requires_grad_(True)
+    value, again = loss(logits, labels), loss(logits, labels)
+    assert value.shape == (), f"call: expected one number, got a tensor of shape {tuple(value.shape)}"
+    assert value.isfinite(), f"call: expected a finite number, got {value.item()}"
+    assert torch.equal(value, again), "call: the same logits and labels give another number"
+    assert torch.equal(state, torch.random.get_rng_state()), "call: the global random state was used"
+    assert value.requires_grad, "call: no gradient reaches the logits"
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient.isfinite().all(), "call: expected a finite gradient, got NaN or infinity"
+    assert gradient.any(), "call: expected a gradient that is not zero everywhere"
+    assert not torch.equal(value, loss(logits, (labels + 1) % 3)), "call: other labels give the same number"
+
+
+def _check_mapped(loss: Loss, logits: Tensor, labels: Tensor) -> None:
+    ready = torch.stack([loss.at(own, scores) for own, scores in zip(labels, logits, strict=True)])
+    alone = torch.stack([loss(scores, own) for own, scores in zip(labels, logits, strict=True)])
+    assert ready[0].shape[1:] == logits[0].shape[2:], f"at: expected the size of the logits, got {tuple(ready.shape)}"
+    mapped = torch.func.vmap(loss)(logits, ready)
+    assert torch.allclose(mapped, alone, atol=1e-6), f"call: expected {alone} mapped over hospitals too, got {mapped}"
+
+
+def _check_plain(plugin: Any) -> None:
+    """Frozen, with keyword arguments, and the same on the other side of a pickle."""
+    assert not isinstance(plugin, type), f"expected an object, such as {plugin.__name__}(), got the class"
+    assert dataclasses.is_dataclass(plugin), f"expected a dataclass, got {type(plugin).__name__}"
+    assert getattr(type(plugin), "__dataclass_params__").frozen, "expected a frozen dataclass"  # noqa: B009  # untyped
+    positional = [field.name for field in dataclasses.fields(plugin) if field.init and not field.kw_only]
+    assert not positional, f"expected keyword-only fields, these are not: {positional}"
+    assert pickle.loads(pickle.dumps(plugin)) == plugin, "expected an equal object out of a pickle"
 
 
 def _check(method: Method, plugin: Model) -> None:

@@ -11,7 +11,7 @@ Source: Dosovitskiy et al. 2020 (ViT), arXiv 2010.11929.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Self
@@ -153,6 +153,10 @@ class VitNet(Network):
         """The head: it is a new one in every run."""
         return (self.head,)
 
+    def per_class(self) -> tuple[nn.Module, ...]:
+        """See :meth:`.Network.per_class`."""
+        return (self.head,)
+
     def stage_buffers(self) -> list[Tensor]:
         """Mean and deviation of the pixels."""
         return [self.mean, self.std]
@@ -250,6 +254,14 @@ class Vit:
     def weights_hash(self) -> str:
         """SHA-256 of the weights file or files; ``random`` where there are none."""
         return "random" if self.weights == "random" else vit_weights.digest(self.weights)
+
+
+def hugging_face_config(net: VitNet, classes: Sequence[str]) -> ViTConfig:
+    """The config of the network in ``transformers``, with the names of its classes."""
+    config = _config(net.size, net.image_size)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    return config
 
 
 def _config(size: VitSize, image_size: int) -> ViTConfig:

@@ -11,7 +11,7 @@ Source: ``transformers`` (names, ``interpolate_pos_encoding``); Touvron et al. 2
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +129,14 @@ def digest(weights: str) -> str:
     return weight_files.digest([*files, *([] if said is None else [said])])
 
 
+def our_names(names: Iterable[str]) -> dict[str, str]:
+    """The name in our network of every tensor of a file: with ``vit.`` before all but the heads."""
+    names = list(names)
+    bare = not any(name.startswith(tuple(f"{family}." for family in FAMILIES)) for name in names)
+    whole = {name: f"vit.{name}" if bare and not name.startswith(LEFT_OUT) else name for name in names}
+    return {name: _our_name(long) for name, long in whole.items()}  # bare: a model without a head, saved on its own
+
+
 def _read_file(file: Path) -> Tensors:
     if file.suffix != ".safetensors":
         raise ValueError(
@@ -165,11 +173,9 @@ def _colour(said: Mapping[str, Any], key: str, file: Path | None) -> Colour:
 
 
 def _renamed(tensors: Tensors) -> Tensors:
-    """Names as in our network: with ``vit.`` before all but the heads."""
-    prefixes = tuple(f"{family}." for family in FAMILIES)
-    if not any(name.startswith(prefixes) for name in tensors):  # a model without a head, saved on its own
-        tensors = {name if name.startswith(LEFT_OUT) else f"vit.{name}": tensor for name, tensor in tensors.items()}
-    return {_our_name(name): tensor for name, tensor in tensors.items()}
+    """Names as in our network."""
+    names = our_names(tensors)
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 def _our_name(name: str) -> str:

@@ -133,6 +133,8 @@ class Volume:
         label: (S, H, W) uint8, values 0..C.
         spacing_mm: (slice, row, column) spacing in millimetres, from the header.
         slice_axis: The array axis of the file along which the slices lie; the way back onto its grid.
+        intensities: The 0.5 and 99.5 percentiles of the image before the data set's clipping, in the units of the file;
+            None where the data set does not say. They tell kinds of images apart.
     """
 
     case: Case
@@ -140,6 +142,11 @@ class Volume:
     label: NDArray[np.uint8]
     spacing_mm: tuple[float, float, float]
     slice_axis: int
+    intensities: tuple[float, float] | None = None
+
+
+ReadVolume = Callable[[], Volume]
+"""Reads the voxels of an image that was opened; its mask is zeros. Raises DataError with what is wrong with them."""
 
 
 class Dataset(Protocol):
@@ -155,6 +162,18 @@ class Dataset(Protocol):
 
     def volume(self, case: Case) -> Volume:
         """Reads one case, checks it and brings slices to the front. Raises DataError with every problem of the case."""
+        ...
+
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        """Checks the header of an image without a mask; what comes back reads it, in the very way of :meth:`volume`.
+
+        Args:
+            path: The file, anywhere.
+            site: Whose image it is, where sites are read in different ways.
+
+        Raises:
+            DataError: what is wrong with the file; no voxel is read for it.
+        """
         ...
 
 
@@ -174,6 +193,14 @@ class ImageDataset(Protocol):
 
     def images(self, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:
         """The image (H, W, 3) of every case, in their order. Raises DataError with every problem of a case."""
+        ...
+
+    def picture(self, path: Path) -> NDArray[np.uint8]:
+        """The image (H, W, 3) of a picture file anywhere, read in the very way of :meth:`images`.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
         ...
 
 

@@ -25,6 +25,8 @@ class Facts:
         histogram: Share of the voxels in each of :data:`BINS` equal bins between ``low`` and ``high``.
         low: Smallest intensity.
         high: Largest intensity.
+        unclipped: The 0.5 and 99.5 percentiles of the intensities before the data set's clipping; None where it does
+            not say.
     """
 
     shape: tuple[int, int, int]
@@ -34,6 +36,7 @@ class Facts:
     histogram: tuple[float, ...]
     low: float
     high: float
+    unclipped: tuple[float, float] | None = None
 
     @property
     def scale(self) -> float:
@@ -61,6 +64,7 @@ def describe(volume: Volume, num_classes: int) -> Facts:
         histogram=tuple(float(share) for share in histogram / volume.image.size),
         low=low,
         high=high,
+        unclipped=volume.intensities,
     )
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 from .contract import Case, Pool, Side, Task
 from .folders import Missing, find_folder, make_pool, missing_problems
 from .ham10000 import lesion_sides
-from .pictures import Picture, read_pictures
+from .pictures import Picture, read_picture, read_pictures
 from .tables import Row, packaged, read_rows, side_of, table_problems
 
 FOLDERS = {"preprocessed": "ISIC_2019_Training_Input_preprocessed", "original": "ISIC_2019_Training_Input"}
@@ -129,6 +129,10 @@ class FedIsic2019:
     def images(self, cases: Sequence[Case]) -> Iterator[Picture]:
         """The image (H, W, 3) of every case, prepared. Raises DataError where one cannot be read."""
         return read_pictures(cases, self._prepared)
+
+    def picture(self, path: Path) -> Picture:
+        """The image (H, W, 3) of a file anywhere, prepared. Raises ValueError where it cannot be read."""
+        return self._prepared(read_picture(path))
 
     def _prepared(self, picture: Picture) -> Picture:
         if self.images_from == "original":

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .contract import Case, Pool, Volume
+from .contract import Case, Pool, ReadVolume, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, pair_problems
-from .nifti import read_case
+from .nifti import open_image, read_case
 from .tables import Row, packaged, read_rows, side_of, table_problems
 
 COLUMNS = ("Patient ID", "Manufacturer", "Split")
@@ -100,6 +100,10 @@ class FedIxi:
     def volume(self, case: Case) -> Volume:
         """Reads one case, checks it and brings slices to the front. Raises DataError with every problem of the case."""
         return read_case(case, slice_axis=self.slice_axis, num_classes=len(self.classes))
+
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        """Checks the header of an image without a mask; what comes back reads it."""
+        return open_image(path, slice_axis=self.slice_axis)
 
 
 def _subject_files(root: Path) -> list[Path]:

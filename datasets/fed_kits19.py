@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from .contract import Case, DataError, Pool, Volume
+from .contract import Case, DataError, Pool, ReadVolume, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, nifti_files, pair_problems
-from .nifti import read_case
+from .nifti import open_image, read_case
 from .tables import Row, packaged, read_rows, side_of, table_problems
 
 COLUMNS = ("case_ids", "site_ids", "train_test_split")
@@ -126,15 +126,28 @@ class FedKits19:
         Raises:
             DataError: what is wrong with the files; ``clip`` is ``site`` and the site has no window.
         """
-        window = COMMON_WINDOW if self.clip == "common" else None
-        if self.clip == "site":
-            window = SITE_WINDOWS.get(case.site or "")
-            if window is None:
-                raise DataError(case.image, [f"{case.name}: {no_window(case.site)}"])
-        percentiles = OWN_PERCENTILES if self.clip == "own" else None
+        if self.clip == "site" and case.site not in SITE_WINDOWS:
+            raise DataError(case.image, [f"{case.name}: {no_window(case.site)}"])
+        percentiles, window = self._clipping(case.site)
         return read_case(
             case, slice_axis=0, num_classes=len(self.classes), clip_percentiles=percentiles, clip_range=window
         )
+
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        """Checks the header of an image without a mask; what comes back reads it and clips it.
+
+        Raises:
+            DataError: what is wrong with the file; ``clip`` is ``site`` and the site has no window.
+        """
+        if self.clip == "site" and site not in SITE_WINDOWS:
+            raise DataError(path, [f"{path}: {which_window(site)}"])
+        percentiles, window = self._clipping(site)
+        return open_image(path, slice_axis=0, clip_percentiles=percentiles, clip_range=window)
+
+    def _clipping(self, site: str | None) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+        """Percentiles and window that images of a site are clipped to."""
+        windows = {"site": SITE_WINDOWS.get(site or ""), "common": COMMON_WINDOW, "own": None}
+        return (OWN_PERCENTILES if self.clip == "own" else None), windows[self.clip]
 
 
 def no_window(site: str | None) -> str:
@@ -142,6 +155,14 @@ def no_window(site: str | None) -> str:
     return (
         f"expected one of the sites {', '.join(SITE_WINDOWS)}, whose percentiles are known, got {site!r}; "
         f"set data.clip to common or own"
+    )
+
+
+def which_window(site: str | None) -> str:
+    """Why an image of a site cannot be read by a run that clips every site to its own window."""
+    return (
+        f"expected an image of one of the sites {', '.join(SITE_WINDOWS)}, to whose percentiles this run clips "
+        f"(data.clip: site), got {site!r}; name the hospital that it is of (--hospital)"
     )
 
 

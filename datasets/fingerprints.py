@@ -14,11 +14,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import nibabel
@@ -26,6 +26,9 @@ import numpy as np
 import torch
 
 from .writing import write_whole
+
+LIBRARIES = ("torch", "transformers", "monai", "numpy", "nibabel", "scipy", "safetensors")
+"""Libraries that a run names with their versions, whose classes a plug-in may build on."""
 
 SETTLED_NS = 2_000_000_000
 """A file that changed less than this before it was read may change again with the same times: not remembered."""
@@ -125,7 +128,7 @@ def code_hash(kind: type, *more: ModuleType) -> str:
     """SHA-256 of the source code that a class of this folder runs, and of the libraries that it runs with.
 
     That is the modules of the class and of its bases, ``more``, and every module of this folder that one of these takes
-    something from.
+    something from; of a class from outside the package all of its own package.
 
     Raises:
         ValueError: there is no source code, as of a class that was typed into a prompt.
@@ -137,7 +140,60 @@ def code_hash(kind: type, *more: ModuleType) -> str:
         modules |= new
         waiting += new.values()
     libraries = [torch.__version__, np.__version__, nibabel.__version__]
-    return text_hash(libraries, {name: _source(module) for name, module in modules.items()})
+    outside = foreign_sources([kind])
+    return text_hash(libraries, {name: _source(module) for name, module in modules.items()}, *filter(None, [outside]))
+
+
+def foreign_sources(kinds: Iterable[type]) -> dict[str, str]:
+    """The source code of classes from outside the package, and of their bases.
+
+    Args:
+        kinds: Classes; those of this package, of Python's own library and of :data:`LIBRARIES` count for nothing.
+
+    Returns:
+        12 hex digits of a SHA-256 by the name of the top package or module, sorted: over all its ``.py`` files, or over
+        the functions of a class that was typed into a notebook.
+    """
+    skipped = {*sys.stdlib_module_names, *LIBRARIES, __name__.partition(".")[0]} - {"__main__"}
+    bases = {base: base.__module__.partition(".")[0] for kind in kinds for base in kind.__mro__}
+    found: dict[str, list[type]] = {}
+    for base, top in bases.items():
+        if top not in skipped:
+            found.setdefault(top, []).append(base)
+    return {top: _foreign_hash(top, tuple(held)) for top, held in sorted(found.items())}
+
+
+@cache
+def _foreign_hash(top: str, kinds: tuple[type, ...]) -> str:
+    """Of a package or module as it is on disk when it is first asked for."""
+    digest = hashlib.sha256()
+    module = sys.modules.get(top) or sys.modules.get(kinds[0].__module__)
+    for name, content in _foreign_files(module) or [(kind.__qualname__, _functions(kind)) for kind in kinds]:
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()[:12]
+
+
+def _foreign_files(module: ModuleType | None) -> list[tuple[str, bytes]]:
+    """Name, below its folder, and content of every Python file of a package or module, sorted; none in a notebook."""
+    if folders := [Path(folder) for folder in getattr(module, "__path__", ())]:
+        files = {file.relative_to(folder).as_posix(): file for folder in folders for file in folder.rglob("*.py")}
+        return [(name, file.read_bytes()) for name, file in sorted(files.items())]
+    file = Path(getattr(module, "__file__", None) or "")
+    return [(file.name, file.read_bytes())] if file.is_file() else []
+
+
+def _functions(kind: type) -> bytes:
+    """The code of the functions of a class that is in no file."""
+    functions = [vars(kind)[name] for name in sorted(vars(kind)) if inspect.isfunction(vars(kind)[name])]
+    return b"".join(map(_function, functions))
+
+
+def _function(function: FunctionType) -> bytes:
+    """Its source; of a function that a decorator made, its instructions."""
+    try:
+        return inspect.getsource(function).encode()
+    except OSError:
+        return function.__name__.encode() + function.__code__.co_code
 
 
 def _modules_of_bases(kind: type) -> list[ModuleType]:

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from .contract import Case, Pool, Side, Task
 from .folders import Missing, find_folder, make_pool, missing_problems
-from .pictures import Picture, read_pictures
+from .pictures import Picture, read_picture, read_pictures
 from .tables import Row, read_rows, table_problems
 
 COLUMNS = ("lesion_id", "image_id", "dx", "dataset")
@@ -108,6 +108,10 @@ class Ham10000:
     def images(self, cases: Sequence[Case]) -> Iterator[Picture]:
         """The image (450, 600, 3) of every case. Raises DataError where one cannot be read."""
         return read_pictures(cases)
+
+    def picture(self, path: Path) -> Picture:
+        """The image (H, W, 3) of a file anywhere. Raises ValueError where it cannot be read."""
+        return read_picture(path)
 
 
 def lesion_sides(classes: Mapping[str, str], test_fraction: float) -> dict[str, Side]:

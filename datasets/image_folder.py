@@ -33,7 +33,7 @@ from typing import ClassVar, get_args
 
 from .contract import Case, Pool, Side, Task
 from .folders import find_folder, make_pool, subfolders
-from .pictures import SUFFIXES, Picture, is_picture, read_pictures
+from .pictures import SUFFIXES, Picture, is_picture, read_picture, read_pictures
 from .tables import Row, read_rows, side_of, table_problems
 
 TABLE = "images.csv"
@@ -96,6 +96,10 @@ class ImageFolder:
     def images(self, cases: Sequence[Case]) -> Iterator[Picture]:
         """The image (H, W, 3) of every case. Raises DataError where one cannot be read."""
         return read_pictures(cases)
+
+    def picture(self, path: Path) -> Picture:
+        """The image (H, W, 3) of a file anywhere. Raises ValueError where it cannot be read."""
+        return read_picture(path)
 
 
 def _case(root: Path, row: Row, target: int) -> Case:

@@ -163,6 +163,10 @@ class ImagePhantom:
         """Reads pictures with the folder's loader."""
         return ImageFolder(classes=self.names).images(cases)
 
+    def picture(self, path: Path) -> NDArray[np.uint8]:
+        """Reads a picture anywhere with the folder's loader."""
+        return ImageFolder(classes=self.names).picture(path)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:

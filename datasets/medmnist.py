@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from .contract import Case, DataError, Pool, Side, Task
 from .folders import find_folder, make_pool
-from .pictures import Picture
+from .pictures import Picture, read_picture
 
 Flag = Literal[
     "pathmnist",
@@ -185,6 +185,13 @@ class MedMnist:
                 except (*DAMAGES, KeyError, ValueError, IndexError) as error:
                     raise DataError(case.image, [f"{case.name}: {case.image}: {_reason(error)}"]) from error
                 yield _three_channels(image)
+
+    def picture(self, path: Path) -> Picture:
+        """The image (H, W, 3) of a picture file, which may have any size; grey becomes three equal channels.
+
+        The collection lies in one file; a picture to be asked about lies in a file of its own.
+        """
+        return read_picture(path)
 
 
 DAMAGES = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)

@@ -29,9 +29,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .contract import Case, Pool, Side, Volume
+from .contract import Case, Pool, ReadVolume, Side, Volume
 from .folders import given_folder
-from .nifti import case_name, read_case, reading_problems
+from .nifti import case_name, open_image, read_case, reading_problems
 from .tables import read_rows, side_of, table_problems
 
 
@@ -118,6 +118,12 @@ class Msd:
             clip_percentiles=self.clip_percentiles,
             channel=self.channel,
             channel_names=modality_names(description),
+        )
+
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        """Checks the header of an image without a mask; what comes back reads it."""
+        return open_image(
+            path, slice_axis=self.slice_axis, clip_percentiles=self.clip_percentiles, channel=self.channel
         )
 
 

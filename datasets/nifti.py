@@ -22,8 +22,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from .contract import Case, DataError, Volume
-from .voxels import ImageCheck, LabelCheck, clip, percentiles
+from .contract import Case, DataError, ReadVolume, Volume
+from .voxels import ImageCheck, LabelCheck, clip, intensities, percentiles
 from .writing import write_whole
 
 P = ParamSpec("P")
@@ -104,16 +104,18 @@ def read_case(
         label = _noted(problems, _read_label, label_file, slice_axis, check, image)
     if problems or image is None or label is None or spacing is None:
         raise DataError(case.image, problems)
+    before = intensities(image)
     return Volume(
         case=case,
         image=clip(image, bounds, clip_range),
         label=label,
         spacing_mm=spacing,
         slice_axis=slice_axis,
+        intensities=before,
     )
 
 
-def read_image(
+def open_image(
     path: Path,
     *,
     slice_axis: int,
@@ -121,26 +123,32 @@ def read_image(
     clip_range: tuple[float, float] | None = None,
     channel: int | None = None,
     channel_names: Sequence[str] = (),
-) -> Volume:
-    """An image without a mask: a case named after its file, with a mask of zeros. Settings as :func:`read_case`.
+) -> ReadVolume:
+    """Checks the header of an image without a mask. Settings as :func:`read_case`.
+
+    Returns:
+        What reads the voxels: a case named after its file, with a mask of zeros.
 
     Raises:
-        DataError: every problem of the file.
+        DataError: what is wrong with the header.
     """
-    problems: list[str] = []
     file = open_nifti(path, channel, channel_names)
-    spacing = _noted(problems, _spacing, file, slice_axis)
-    image = _noted(problems, _read_image, file, slice_axis)
-    if image is None or spacing is None:
-        raise DataError(path, problems)
-    name = case_name(path)
-    return Volume(
-        case=Case(name=name, patient=name, image=path, label=path),
-        image=clip(image, percentiles(image, clip_percentiles), clip_range),
-        label=np.zeros(image.shape, np.uint8),
-        spacing_mm=spacing,
-        slice_axis=slice_axis,
-    )
+    spacing = _spacing(file, slice_axis)
+
+    def read() -> Volume:
+        image = _read_image(file, slice_axis)
+        before = intensities(image)
+        name = case_name(path)
+        return Volume(
+            case=Case(name=name, patient=name, image=path, label=path),
+            image=clip(image, percentiles(image, clip_percentiles), clip_range),
+            label=np.zeros(image.shape, np.uint8),
+            spacing_mm=spacing,
+            slice_axis=slice_axis,
+            intensities=before,
+        )
+
+    return read
 
 
 def reading_problems(
@@ -181,14 +189,33 @@ def write_prediction(path: Path, labels: NDArray[np.uint8], volume: Volume) -> N
     Raises:
         ValueError: the labels have another shape.
     """
+    _write_values(path, labels.astype(np.uint8), volume, "labels")
+
+
+def write_probabilities(path: Path, values: NDArray[np.float32], volume: Volume) -> None:
+    """The same for a probability of every voxel, in float32.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; its folder is made where it is missing.
+        values: (S, H, W), the shape of the volume.
+        volume: As it was read.
+
+    Raises:
+        ValueError: there are other numbers of them.
+    """
+    _write_values(path, values.astype(np.float32, copy=False), volume, "probabilities")
+
+
+def _write_values(path: Path, values: NDArray[Any], volume: Volume, what: str) -> None:
+    """Values of every voxel, in their dtype, on the array axes of the file that a volume was read from."""
     if is_nifti(volume.case.image):
-        write_label_map(path, labels, like=volume.case.image, slice_axis=volume.slice_axis)
+        _write_like(path, values, volume.case.image, volume.slice_axis, what)
         return
-    if labels.shape != volume.image.shape:
-        raise ValueError(f"{path}: expected labels of the shape {volume.image.shape}, got {labels.shape}")
+    if values.shape != volume.image.shape:
+        raise ValueError(f"{path}: expected {what} of the shape {volume.image.shape}, got {values.shape}")
     zooms = list(volume.spacing_mm[1:])
     zooms.insert(volume.slice_axis, volume.spacing_mm[0])
-    image = nifti_image(np.moveaxis(labels, 0, volume.slice_axis).astype(np.uint8), np.diag([*zooms, 1.0]))
+    image = nifti_image(np.moveaxis(values, 0, volume.slice_axis), np.diag([*zooms, 1.0]))
     image.header.set_xyzt_units("mm")
     write_nifti(path, image)
 
@@ -208,17 +235,26 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], *, like: Path, slice_
     Raises:
         ValueError: the labels do not fit the grid of the image.
     """
+    _write_like(path, labels.astype(np.uint8), like, slice_axis, "labels")
+
+
+def _write_like(path: Path, values: NDArray[Any], like: Path, slice_axis: int, what: str) -> None:
+    """Values (S, H, W) in their dtype, with the header of the image that they belong to."""
     source = _load(like)
     shape = tuple(source.shape[:3])
-    on_grid = np.moveaxis(labels, 0, slice_axis)
+    on_grid = np.moveaxis(values, 0, slice_axis)
     if on_grid.shape != shape:
-        raise ValueError(f"{path}: expected labels on the grid {shape} of {like}, got {on_grid.shape}")
+        raise ValueError(f"{path}: expected {what} on the grid {shape} of {like}, got {on_grid.shape}")
     header = source.header.copy()
     header.set_data_shape(shape)
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(values.dtype)
     header["cal_min"], header["cal_max"] = 0, 0
-    header["descrip"] = b"label map"
-    write_nifti(path, nifti_image(on_grid.astype(np.uint8), None, header))
+    header["descrip"] = DESCRIPTIONS[what]
+    write_nifti(path, nifti_image(on_grid, None, header))
+
+
+DESCRIPTIONS = {"labels": b"label map", "probabilities": b"probability"}
+"""What headers say of what is written."""
 
 
 def nifti_image(array: NDArray[Any], affine: NDArray[Any] | None, header: Any = None) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anatomy import FAMILIES
-from .contract import Case, DataError, Pool, Volume
+from .contract import Case, DataError, Pool, ReadVolume, Volume
 from .fingerprints import cache_folder
 from .layouts import LAYOUTS, Name, Slot, write_case, write_tables
 from .scanner import (
@@ -162,6 +162,10 @@ class Phantom:
     def volume(self, case: Case) -> Volume:
         """Reads one case with the layout's loader."""
         return LAYOUTS[self.layout].loader.volume(case)
+
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        """Checks the header of an image without a mask, as the layout's loader does; what comes back reads it."""
+        return LAYOUTS[self.layout].loader.open_image(path, site=site)
 
 
 def write_phantom(phantom: Phantom, folder: Path, announce: Announce | None = None) -> None:

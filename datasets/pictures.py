@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,23 @@ def read_picture(path: Path) -> Picture:
     Raises:
         ValueError: it cannot be read, has several pages, or more than 8 bits per channel.
     """
+    with _opened(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def check_picture(path: Path) -> None:
+    """Looks at the header of a picture. Raises ValueError as :func:`read_picture` does; no pixel is read."""
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose pixels may be read. Raises ValueError where anything is wrong, then or in the block."""
     try:
         with Image.open(path) as image:
             _check(path, image)
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: expected a picture, got {type(error).__name__}: {reason}") from error

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .contract import Case, Pool, Side, Volume
+from .contract import Case, Pool, ReadVolume, Side, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, pair_problems, subfolders
-from .nifti import read_case
+from .nifti import open_image, read_case
 from .tables import packaged, read_rows, table_problems
 
 FOLDERS: Mapping[str, str] = {
@@ -43,6 +43,9 @@ FOLDERS: Mapping[str, str] = {
 
 FILE = re.compile(r"Case(\d+)(_segmentation)?\.nii(\.gz)?", re.IGNORECASE)
 """Groups: number of the case; there for a mask."""
+
+CLIP_PERCENTILES = (0.0, 99.0)
+"""Of a volume's own voxels, in percent."""
 
 Key = tuple[str, int]
 """A site and the number of a case in it."""
@@ -112,8 +115,12 @@ class Prostate:
             DataError: every problem of the case.
         """
         return read_case(
-            case, slice_axis=2, num_classes=len(self.classes), clip_percentiles=(0.0, 99.0), merge_foreground=True
+            case, slice_axis=2, num_classes=len(self.classes), clip_percentiles=CLIP_PERCENTILES, merge_foreground=True
         )
+
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        """Checks the header of an image without a mask; what comes back reads it and clips it at its 99 % quantile."""
+        return open_image(path, slice_axis=2, clip_percentiles=CLIP_PERCENTILES)
 
 
 def _site_folders(root: Path) -> tuple[dict[str, Path], list[str]]:

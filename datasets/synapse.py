@@ -17,17 +17,20 @@ import importlib
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .contract import Case, DataError, Pool, Volume
+from .contract import Case, DataError, Pool, ReadVolume, Volume
 from .folders import find_folder, make_pool
 from .voxels import ImageCheck, LabelCheck
+
+T = TypeVar("T")
 
 TRAIN, TEST = "train_npz", "test_vol_h5"
 SLICE_NAME = re.compile(r"(?P<case>case\d+)_slice(?P<slice>\d+)\.npz")
@@ -118,6 +121,35 @@ class Synapse:
             raise DataError(case.image, [f"{case.image}: {line}" for line in problems])
         return Volume(case=case, image=image, label=label_map, spacing_mm=self.spacing_mm, slice_axis=0)
 
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        """Checks what a file in the form of the test volumes says of itself; it needs no ``label``.
+
+        Raises:
+            DataError: it is no such file; its name says so, or what is in it.
+            ValueError: h5py is not installed.
+        """
+        if not path.is_file() or path.suffix != ".h5":
+            expected = "a file like case0001.npy.h5, with an image (slices, rows, columns) in 0 to 1"
+            raise DataError(path, [f"{path}: expected {expected}, as the run was trained on"])
+        shape = _from_h5(path, lambda file: tuple(file["image"].shape))
+        if len(shape) != 3 or 0 in shape:
+            raise DataError(path, [f"{path}: expected an image (slices, rows, columns), got the shape {shape}"])
+        return partial(self._image, path)
+
+    def _image(self, path: Path) -> Volume:
+        check = ImageCheck()
+        image = check.take(_from_h5(path, lambda file: _numbers(file["image"][()])), (0, 0, 0))
+        if check.problems():
+            raise DataError(path, [f"{path}: image: {line}" for line in check.problems()])
+        name = path.name.removesuffix(".h5").removesuffix(".npy")
+        return Volume(
+            case=Case(name=name, patient=name, image=path, label=path),
+            image=image,
+            label=np.zeros(image.shape, np.uint8),
+            spacing_mm=self.spacing_mm,
+            slice_axis=0,
+        )
+
 
 def _training_cases(root: Path) -> tuple[list[Case], list[str]]:
     """One case for all slices of a name, and what is wrong with their names and numbers."""
@@ -195,19 +227,29 @@ def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _read_h5(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     """Image and mask (S, H, W) of a case that is one file."""
+    image, label = _from_h5(path, lambda file: (_numbers(file["image"][()]), _numbers(file["label"][()])))
+    if image.ndim != 3 or image.size == 0 or image.shape != label.shape:
+        shapes = f"image {image.shape}, label {label.shape}"
+        raise DataError(path, [f"{path}: expected image and label (slices, rows, columns) of one shape, got {shapes}"])
+    return image, label
+
+
+def _from_h5(path: Path, take: Callable[[Any], T]) -> T:
+    """What ``take`` finds in an open file.
+
+    Raises:
+        DataError: it does not find it.
+        ValueError: h5py is not installed.
+    """
     try:
         h5py = importlib.import_module("h5py")
     except ImportError as error:
         raise ValueError(f"{path}: expected h5py to read it: pip install 'wardround[synapse]'") from error
     try:
         with h5py.File(path, "r") as file:
-            image, label = _numbers(file["image"][()]), _numbers(file["label"][()])
+            return take(file)
     except UNREADABLE as error:
         raise DataError(path, [_unreadable(path, error)]) from error
-    if image.ndim != 3 or image.size == 0 or image.shape != label.shape:
-        shapes = f"image {image.shape}, label {label.shape}"
-        raise DataError(path, [f"{path}: expected image and label (slices, rows, columns) of one shape, got {shapes}"])
-    return image, label
 
 
 def _numbers(stored: Any) -> NDArray[Any]:

@@ -13,7 +13,6 @@ or with :func:`check_image_dataset` where images have a class each.
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from .contract import Case, Dataset, ImageDataset, Pool, Volume, has_classes
 from .images import image_problems
+from .pictures import is_picture
 
 
 def check_dataset(dataset: Dataset, root: Path | None = None, *, volumes_per_site: int = 1) -> Pool:
@@ -40,12 +40,15 @@ def check_dataset(dataset: Dataset, root: Path | None = None, *, volumes_per_sit
     Raises:
         AssertionError: says what is broken.
     """
+    _check_plugin(dataset)
     pool = _checked_pool(dataset, root)
     images = [str(case.image) for case in pool.cases]
     assert len(set(images)) == len(images), f"every image may appear once, got {_twice(images)} twice"
     for _, cases in groupby(sorted(pool.cases, key=_site), key=_site):
         for case in list(cases)[:volumes_per_site]:
-            check_volume(dataset.volume(case), case, len(pool.classes))
+            volume = dataset.volume(case)
+            check_volume(volume, case, len(pool.classes))
+            _check_image(dataset, volume)
     return pool
 
 
@@ -131,13 +134,27 @@ def check_volume(volume: Volume, case: Case, num_classes: int) -> None:
     assert volume.slice_axis in (0, 1, 2), where + f"expected slice_axis 0, 1 or 2, got {volume.slice_axis!r}"
 
 
+def _check_image(dataset: Dataset, volume: Volume) -> None:
+    """The image of a case, asked for without its mask, is that of the case; one of several files is left out."""
+    case = volume.case
+    if case.parts:
+        return
+    alone = dataset.open_image(case.image, site=case.site)()
+    where = f"{case.name}, opened without its mask: "
+    assert not alone.label.any(), where + "expected a mask of zeros"
+    assert alone.label.shape == alone.image.shape, where + "image and label must have one shape"
+    assert np.array_equal(alone.image, volume.image), where + "expected the image of the case"
+    for name in ("spacing_mm", "slice_axis", "intensities"):
+        found, expected = getattr(alone, name), getattr(volume, name)
+        assert found == expected, where + f"expected the {name} of the case, {expected}, got {found}"
+
+
 def _check_plugin(dataset: object) -> None:
-    """Frozen, with keyword arguments, and the same on the other side of a pickle."""
+    """Frozen, with keyword arguments only."""
     assert dataclasses.is_dataclass(dataset), f"expected a dataclass, got {type(dataset).__name__}"
     assert getattr(type(dataset), "__dataclass_params__").frozen, "expected a frozen dataclass"  # noqa: B009  # untyped
     positional = [field.name for field in dataclasses.fields(dataset) if field.init and not field.kw_only]
     assert not positional, f"expected keyword-only fields, these are not: {positional}"
-    assert pickle.loads(pickle.dumps(dataset)) == dataset, "expected an equal data set out of a pickle"
 
 
 def _check_targets(pool: Pool) -> None:
@@ -170,6 +187,9 @@ def _check_images(dataset: ImageDataset, cases: Sequence[Case]) -> None:
     assert _equal(images, backwards), "expected the images in the order of the cases, and the same every time"
     alone = [image for case in cases for image in dataset.images([case])]
     assert _equal(images, alone), "expected an image that does not depend on the others that are read with it"
+    files = [(case.image, image) for case, image in zip(cases, images, strict=True) if is_picture(case.image)]
+    for path, image in files:
+        assert np.array_equal(dataset.picture(path), image), f"{path}: expected the image of its case as a picture"
 
 
 def _equal(first: Sequence[NDArray[np.uint8]], second: Sequence[NDArray[np.uint8]]) -> bool:

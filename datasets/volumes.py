@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
-from .contract import Case, Pool, Side, Volume
+from .contract import Case, Pool, ReadVolume, Side, Volume
 from .folders import find_folder, make_pool
-from .nifti import is_nifti, read_case, reading_problems
+from .nifti import is_nifti, open_image, read_case, reading_problems
 from .tables import Row, read_rows, side_of, table_problems
 
 
@@ -95,6 +95,16 @@ class Volumes:
             clip_percentiles=self.clip_percentiles,
             clip_range=self.clip_range,
             merge_foreground=self.merge_foreground,
+            channel=self.channel,
+        )
+
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        """Checks the header of an image without a mask; what comes back reads it."""
+        return open_image(
+            path,
+            slice_axis=self.slice_axis,
+            clip_percentiles=self.clip_percentiles,
+            clip_range=self.clip_range,
             channel=self.channel,
         )
 

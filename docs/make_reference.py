@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import json
@@ -43,6 +44,7 @@ from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.privacy import AdaptiveClip, Privacy
 from wardround.simulator.recording import Instruments
 from wardround.simulator.replay import Replayed, replay
+from wardround.simulator.run_state import State
 from wardround.simulator.runtime import Runtime
 from wardround.simulator.sampling import Cohort
 from wardround.simulator.secure_sum import SecureSum
@@ -62,6 +64,8 @@ COMMANDS = (
     "clean",
     "verify",
     "replay",
+    "predict",
+    "export",
     "table",
     "list",
     "bench",
@@ -325,6 +329,11 @@ def python_page() -> list[str]:
         "# From Python",
         "The command line is a thin layer over these functions.",
         *_function(wardround.run, "wardround"),
+        *_function(wardround.load_experiment, "wardround"),
+        *_function(wardround.runs, "wardround"),
+        *_class(wardround.Run, "wardround"),
+        *_dataclass(State, "State", python=True),
+        *_function(wardround.base_network, "wardround"),
         *_function(open_file, "wardround.simulator.experiments"),
         *_function(load_experiment, "wardround.simulator.config"),
         *_function(verify, "wardround.simulator.verify"),
@@ -368,6 +377,8 @@ FILES = {
     "and `predicted` as names of classes, and `probability/CLASS` of every class.",
     "overlays/HOSPITAL.npz": "For the report: the largest slice of the best, the median and the worst test volume, "
     "with truth and prediction. Holds image data; absent with `--no-images`.",
+    "trained_on.txt": "A hash per training case, of its image and its row; those of runs that it started from too.",
+    "export/FORMAT": "What `wardround export` wrote, with a model card.",
     "summary.json": "The scores of the last round and the sums of the ledger; there when the run is finished.",
     "report.html": "One self-contained page: curves, table, traffic, overlays, settings.",
     ".lock": "Keeps a second process out while one works on the run.",
@@ -419,16 +430,24 @@ MANIFEST = {
     "wardround": "Version of the program.",
     "environment": "What bit-identity depends on beside the config: `code_hash` over the package's Python files, "
     "`device`, `cpu`, `threads`, and the versions of Python and of the libraries that compute. A run goes on only "
-    "where all of it is the same.",
+    "where all of it is the same. `plug_ins`, where there are any: a hash of the source of every package outside "
+    "ours.",
     "continued": "One entry per time the run went on: `after_round`, `at`, and the `environment` then.",
     "cleaned": "What `wardround clean` removed.",
     "rows": "Rows of every file when the run ended or was held; null before. A run that lost some is not trusted.",
-    "command": "The command line.",
+    "command": "The command line; empty where Python began the run.",
     "cell": "Which sweep made the run, for which `variant`, `seed` and `choice`; null when none did.",
     "state": "`running`, `finished`, `failed` or `interrupted`; `held`: only the test volumes wait, until a sweep has "
     "selected a setting.",
     "error": "What stopped the run, null when nothing did.",
     "task": "`classification`, or `segmentation`; a run without it segments.",
+    "classes": "Names of the classes; of a segmentation, of the foreground (label 1 first).",
+    "hospitals": "Per hospital that trains: `num_examples` and `rank`. With `classes` all that `wardround predict` and "
+    "`export` need to know of the data.",
+    "intensities": "Of a segmentation: smallest and largest 0.5 percentile (`low`) and 99.5 percentile (`high`) of the "
+    "training volumes before clipping, by which `wardround predict` tells CT.",
+    "started_from": "Where the run has `start_from`: path, run and round of the donor, and what was taken over, merged "
+    "into weights, and begun anew.",
     "class_counts": "Of a classification: images of every class, by hospital and split.",
     "started": "When the run began, UTC.",
     "finished": "When it ended or was stopped, UTC.",
@@ -444,8 +463,9 @@ MANIFEST = {
     "precision": "`training.precision`.",
     "deterministic": "`runtime.deterministic`.",
     "data_hash": "SHA-256 over who has which case in which split and the bytes of every file.",
-    "weights_hash": "SHA-256 of the base weights, or `random`.",
-    "experiments_file": "Where the experiment was defined.",
+    "weights_hash": "SHA-256 of the base weights, or `random`; with `start_from`, of these and of what it started "
+    "from.",
+    "experiments_file": "Where the experiment was defined; `Python` for settings given there.",
     "common_numbers": "Hashes of what the run draws: runs of one seed can be shown to have drawn the same.",
 }
 """Keys of manifest.json."""
@@ -567,6 +587,33 @@ def _protocol(cls: type, level: int = 2) -> list[str]:
     ]
     title = f"{'#' * level} {cls.__name__}"
     return [title, *_paragraphs(docstring(cls).text), _table(["member", "meaning"], rows)]
+
+
+def _class(cls: type, module: str) -> list[str]:
+    """A class that is used, not written: how it is made, its properties and methods in a line each."""
+    doc = docstring(cls)
+    members = {name: getattr(member, "func", None) or member for name, member in vars(cls).items()}  # cached properties
+    rows = [
+        [f"`{name}{'' if _is_property(vars(cls)[name]) else _signature_of_member(member)}`", _first_line(member)]
+        for name, member in members.items()
+        if not name.startswith("_") and (callable(member) or isinstance(member, property))
+    ]
+    arguments = [[f"`{name}`", _inline(meaning)] for name, meaning in doc.arguments.items()]
+    title = f"## `{module}.{cls.__name__}`"
+    return [
+        title,
+        *_paragraphs(doc.text),
+        _table(["argument", "meaning"], arguments),
+        _table(["member", "meaning"], rows),
+    ]
+
+
+def _is_property(member: object) -> bool:
+    return isinstance(member, property | functools.cached_property)
+
+
+def _first_line(member: object) -> str:
+    return _inline(inspect.cleandoc(member.__doc__ or "").split("\n\n")[0])
 
 
 def _signature_of_member(member: object) -> str:

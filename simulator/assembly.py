@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,6 +41,7 @@ from .runtime import Runtime
 from .sampling import Cohort, draw, drop
 from .scheduling import draw_of, with_schedule
 from .stages import check_stages
+from .starting import Start, check_unseen, donor_hash, start_of
 from .volume_assessment import VolumeAssessor
 from .weights import check_rule, rule_of
 
@@ -57,7 +58,7 @@ class Located:
         pool: All cases of the folder, those that nobody has included.
         file_hashes: Of the files of the federation.
         data_hash: Of who has what.
-        weights_hash: Of the weights of the base.
+        weights_hash: Of the weights of the base, and of the run or adapter that is started from.
     """
 
     federation: Federation
@@ -74,13 +75,23 @@ class Located:
 
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
-    """Everything a run needs, ready for round 1."""
+    """Everything a run needs, ready for round 1.
+
+    Args:
+        experiment: What is run.
+        federated: The federation.
+        assessor: How cases are scored.
+        features: What is kept of the frozen start of the model.
+        initial: The state before round 1.
+        started_from: What was taken over of another run or adapter, for the manifest; None: nothing.
+    """
 
     experiment: Experiment
     federated: Federated
     assessor: Assessor
     features: Features
     initial: Checkpoint
+    started_from: Mapping[str, Any] | None = None
 
 
 def locate(experiment: Experiment, data: Path | None, resident: Resident | None = None) -> Located:
@@ -92,13 +103,15 @@ def locate(experiment: Experiment, data: Path | None, resident: Resident | None 
         resident: What runs of this process share.
 
     Raises:
-        ValueError: the folder is missing or holds something else, or the cohort is larger than the federation.
+        ValueError: the folder is missing or holds something else, the cohort is larger than the federation, or what
+            is started from was trained on cases that are scored here.
     """
     shared = resident or Resident()
     key = (data, *map(resolve, (experiment.data, experiment.split)), experiment.split_seed)
     found = shared.once("cases", key, partial(_find_cases, experiment, data))
     experiment.evaluation.check(found.federation.classes)
     experiment.cohort.check(len(found.federation.hospitals))
+    check_unseen(experiment, found)
     return replace(found, weights_hash=weights_hash(experiment))
 
 
@@ -108,7 +121,8 @@ def weights_hash(experiment: Experiment) -> str:
     Raises:
         ValueError: they are absent.
     """
-    return experiment.model.weights_hash()
+    base = experiment.model.weights_hash()
+    return base if experiment.start_from is None else text_hash(base, donor_hash(experiment.start_from))
 
 
 def _find_cases(experiment: Experiment, data: Path | None) -> Located:
@@ -149,8 +163,11 @@ def assemble(
         ValueError: a volume is bad, the weights do not fit, or the algorithm cannot work in this setting.
     """
     shared = resident or Resident()
-    num_classes = len(located.federation.classes)
-    replica = build_replica(experiment, num_classes, device, tuple(located.federation.hospitals), shared)
+    classes, names = located.federation.classes, tuple(located.federation.hospitals)
+    if experiment.start_from is not None and weights_hash(experiment) != located.weights_hash:
+        raise ValueError(f"start_from: {experiment.start_from}: it changed while this run began; run it again")
+    start = start_of(experiment, _method(experiment, names), len(classes), classes, shared)
+    replica = build_replica(experiment, len(classes), device, names, shared, classes=classes)
     if experiment.runtime.compile:
         replica.compile()
     prepared = _prepared(experiment, located, device, quiet, shared)
@@ -183,6 +200,7 @@ def assemble(
         assessor=assessor,
         features=features,
         initial=Checkpoint(server=server, memories=initial_memories(hospitals)),
+        started_from=None if start is None else start.record,
     )
 
 
@@ -278,21 +296,35 @@ def build_replica(
     device: torch.device,
     hospitals: Sequence[str] = (),
     resident: Resident | None = None,
+    *,
+    classes: Sequence[str] = (),
 ) -> Replica:
     """The model with its adapters, at the largest rank of the federation, on the device.
 
     Weights that were read are there once for all runs that share ``resident``; what a run trains is its own.
 
+    Args:
+        experiment: The experiment.
+        num_classes: C.
+        device: Where to compute.
+        hospitals: Those that train.
+        resident: What runs of this process share.
+        classes: Names of the C classes: where the run starts from another one, heads of other classes begin anew.
+
     Raises:
-        ValueError: ``ranks`` names an unknown hospital, or the method has no rank.
+        ValueError: ``ranks`` names an unknown hospital, or the method has no rank; or what is started from does not
+            fit.
     """
     rng = streams(experiment.seed, "init")
-    method = at_largest_rank(experiment.method, experiment.ranks, hospitals)
+    method = _method(experiment, hospitals)
     shared = resident or Resident()
-    base = _base(experiment, num_classes, device, shared)
+    start = start_of(experiment, method, num_classes, classes, shared)
+    base = _base(experiment, num_classes, device, shared, start)
     model = experiment.model.build(num_classes, rng, base)
     layout = method.attach(model)
     method.initialise(model, rng)
+    if start is not None:
+        start.begin(model)
     structure = (resolve(experiment.model), num_classes, type(method), resolve(method))
     replica = Replica(
         model,
@@ -305,15 +337,24 @@ def build_replica(
     return replica
 
 
-def _base(experiment: Experiment, num_classes: int, device: torch.device, shared: Resident) -> Tensors:
+def _method(experiment: Experiment, hospitals: Sequence[str]) -> Method:
+    """The method at the largest rank of the federation."""
+    return at_largest_rank(experiment.method, experiment.ranks, hospitals)
+
+
+def _base(
+    experiment: Experiment, num_classes: int, device: torch.device, shared: Resident, start: Start | None
+) -> Tensors:
     """The weights of the base that were read from somewhere, on the device."""
     model = experiment.model
     dtype = torch.float64 if experiment.training.precision == "fp64" else torch.float32
 
     def load() -> Tensors:
-        return {name: value.to(device, dtype) for name, value in model.pretrained(num_classes).items()}
+        found = model.pretrained(num_classes) if start is None else start.weights(experiment, num_classes)
+        return {name: value.to(device, dtype) for name, value in found.items()}
 
-    return shared.once("base", (resolve(model), model.weights_hash(), num_classes, device, dtype), load)
+    key = (resolve(model), model.weights_hash(), num_classes, device, dtype)
+    return shared.once("base", key if start is None else (*key, start.key), load)
 
 
 def at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequence[str]) -> Method:

@@ -9,14 +9,13 @@ table of its own, named by the classes in lower case. A plug-in is written in on
     aggregator: {class: "mypackage.mine:MyAggregator", mu: 0.1}
     optimizer: {lr: 1e-3}     # without a name: of the class that is the field's default
 
-This module imports the standard library only.
+This module and what it imports need the standard library only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 import math
 import re
@@ -28,10 +27,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
+from .plug_ins import import_class, where
+
 T = TypeVar("T")
 Table = Mapping[str, type]
 _INVALID: Any = object()  # stands for a value that has a problem
-_PLUGIN_KEYS = ("name", "class")
+PLUGIN_KEYS = ("name", "class")
+"""What says which plug-in a mapping is; all else in it are settings."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message
+
+
+@dataclass(frozen=True)
+class Misplaced(Problem):
+    """A class that is not what its field asks for, and may be what another one does."""
+
+    cls: type
 
 
 class ConfigError(ValueError):
@@ -112,6 +121,43 @@ def _resolved(hint: Any, value: object, without: type | tuple[type, ...]) -> Any
     return {**_plugin_head(hint, value), **plain} if isinstance(plain, dict) else plain
 
 
+def resolve_field(cls: type, name: str, value: object) -> Any:
+    """The plain values of what a field of a dataclass holds or is to hold, a plug-in with its name."""
+    return _resolved(_hints(cls)[name], value, ())
+
+
+def differing(value: object) -> dict[str, Any]:
+    """The plain values of a dataclass where they are not its defaults, as one writes them; :func:`build` reads it back.
+
+    A plug-in has its name, and is a word where it is all defaults.
+
+    Example:
+        >>> from wardround.simulator.sampling import Cohort
+        >>> differing(Cohort(sampling="fixed", size=3))
+        {'sampling': 'fixed', 'size': 3}
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"expected a dataclass, got {value!r}")  # a mistake in the program
+    hints = _hints(type(value))
+    held = {field: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    return {
+        field.name: _written(hints[field.name], item)
+        for field, item in held.items()
+        if _default(field) is MISSING or item != _default(field)
+    }
+
+
+def _written(hint: Any, value: object) -> Any:
+    """A field as one writes it: of a dataclass what differs, a plug-in with its name."""
+    items = get_args(_plain(hint)) if isinstance(value, tuple) else ()
+    if isinstance(value, tuple) and items[1:] == (Ellipsis,):
+        return [_written(items[0], item) for item in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return resolve(value)
+    head, rest = _plugin_head(hint, value), differing(value)
+    return head["name"] if "name" in head and not rest else {**head, **rest}
+
+
 def expand(cls: type, value: object) -> Any:
     """The value with every ``plugin: word`` written as ``plugin: {name: word}``, so that mappings can be merged."""
     if not isinstance(value, Mapping) or not dataclasses.is_dataclass(cls):
@@ -154,6 +200,17 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def word_of(settings: Mapping[str, Any]) -> str | None:
+    """What a plug-in is called in a text: its name, or its class without the module; None for any other mapping.
+
+    Example:
+        >>> word_of({"name": "fedprox", "mu": 0.1}), word_of({"class": "mypackage.mine:MyAggregator", "mu": 0.1})
+        ('fedprox', 'MyAggregator')
+    """
+    word = settings.get("name", settings.get("class"))
+    return None if word is None else str(word).rpartition(":")[2]
+
+
 def unknown(what: str, word: object, known: Iterable[str]) -> str:
     """``unknown key 'rnak', did you mean 'rank'? (known: alpha, rank)``; ``what`` opens the sentence."""
     names = sorted(known)
@@ -164,7 +221,7 @@ def unknown(what: str, word: object, known: Iterable[str]) -> str:
 
 def _other_plugin(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether ``new`` names a plug-in and ``old`` is not that one."""
-    return any(key in new and new[key] != old.get(key) for key in _PLUGIN_KEYS)
+    return any(key in new and new[key] != old.get(key) for key in PLUGIN_KEYS)
 
 
 # ---- by type hint ----------------------------------------------------------------------------------------------------
@@ -207,6 +264,7 @@ def _dataclass(cls: type, value: object, path: str, problems: list[Problem]) -> 
         for name, field in fields.items()
         if name in value
     }
+    problems[before:] = [_pointed_out(cls, path, problem) for problem in problems[before:]]
     if len(problems) == before:
         return _construct(cls, built, path, problems)
     _check_the_rest(cls, built, path, problems)
@@ -253,15 +311,25 @@ def _plugin(table: Table, hint: Any, value: object, path: str, problems: list[Pr
         value = {"name": value}
     if not isinstance(value, Mapping):
         return _note(problems, path, f"expected a name or a mapping, got {_show(value)}{_choices(table)}")
-    settings = {key: item for key, item in value.items() if key not in _PLUGIN_KEYS}
+    settings = {key: item for key, item in value.items() if key not in PLUGIN_KEYS}
     cls = _plugin_class(table, value, path, problems, default)
     if cls is _INVALID:
         return _INVALID
-    result = _dataclass(cls, settings, path, problems)
-    lacking = [] if result is _INVALID else _lacking(hint, cls)
-    if lacking:
-        return _note(problems, path, f"{cls.__name__} is no {hint.__name__}: it has no {', '.join(lacking)}")
-    return result
+    if "class" not in value:
+        return _dataclass(cls, settings, path, problems)
+    if lacking := _lacking(hint, cls):
+        problems.append(Misplaced(path, lacking, cls))
+        return _INVALID
+    return _foreign(cls, settings, path, problems)
+
+
+def _foreign(cls: type, settings: Mapping[str, Any], path: str, problems: list[Problem]) -> Any:
+    """An object of somebody else's class; what goes wrong in their code is a problem with its line, no crash."""
+    try:
+        return _dataclass(cls, settings, path, problems)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}{where(error, cls.__module__)}"
+        return _note(problems, path, f"{cls.__module__}:{cls.__qualname__} cannot be built: {told}")
 
 
 def _plugin_class(table: Table, value: Mapping[str, Any], path: str, problems: list[Problem], default: object) -> Any:
@@ -284,35 +352,48 @@ def _plugin_class(table: Table, value: Mapping[str, Any], path: str, problems: l
 
 def _import_class(text: object, path: str, problems: list[Problem]) -> Any:
     """The dataclass called ``package.module:Class``."""
-    if not isinstance(text, str) or not re.fullmatch(r"[\w.]+:\w+", text):
-        return _note(problems, path, f"expected 'package.module:Class', got {_show(text)}")
-    module_name, class_name = text.split(":")
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # anything may go wrong while somebody else's module runs
-        hint = " (installed, or on PYTHONPATH?)" if isinstance(error, ModuleNotFoundError) else ""
-        return _note(problems, path, f"cannot import {module_name!r}: {type(error).__name__}: {error}{hint}")
-    cls = getattr(module, class_name, None)
-    if cls is None:
-        classes = [name for name, item in vars(module).items() if dataclasses.is_dataclass(item)]
-        return _note(problems, path, unknown(f"no class {class_name!r} in {module_name!r}", class_name, classes))
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        return _note(problems, path, f"expected a dataclass, got {cls!r}")
-    return cls
+        return import_class(text)
+    except ValueError as error:
+        return _note(problems, path, str(error))
 
 
-def _lacking(hint: Any, cls: type) -> list[str]:
-    """What a Protocol asks for and the class does not have."""
-    if not (isinstance(hint, type) and getattr(hint, "_is_protocol", False)):
-        return []
+def _lacking(hint: Any, cls: type) -> str:
+    """What the Protocol of a field, or the nearest of several, asks for and a class does not have; empty: nothing."""
+    protocols = [member for member in _members(hint) if _protocol(member)]
+    missing = {protocol.__name__: _missing(protocol, cls) for protocol in protocols}
+    if not missing or not all(missing.values()):
+        return ""
+    return f"{cls.__name__} is " + " and ".join(
+        f"no {protocol}: it has no {', '.join(names)}" for protocol, names in missing.items()
+    )
+
+
+def _missing(protocol: type, cls: type) -> list[str]:
+    """The public names of a Protocol that a class has neither as attribute nor as field."""
     asked = {
         name
-        for base in hint.__mro__
+        for base in protocol.__mro__
         if base not in (object, Protocol)
         for name in (*vars(base), *inspect.get_annotations(base))
     }
     had = {field.name for field in dataclasses.fields(cls)}
     return sorted(name for name in asked if not name.startswith("_") and name not in had and not hasattr(cls, name))
+
+
+def _pointed_out(cls: type, path: str, problem: Problem) -> Problem:
+    """A plug-in in the wrong place, with the fields of the same mapping that it suits."""
+    if not isinstance(problem, Misplaced) or problem.path.rpartition(".")[0] != path:
+        return problem
+    hints = {name: _plain(hint) for name, hint in _hints(cls).items() if _table(hint) is not None}
+    asking = {name: hint for name, hint in hints.items() if any(map(_protocol, _members(hint)))}
+    suited = [name for name, hint in asking.items() if not _lacking(hint, problem.cls)]
+    advice = f"; it suits {' and '.join(_join(path, name) for name in suited)}" if suited else ""
+    return Problem(problem.path, f"{problem.message}{advice}")
+
+
+def _protocol(hint: Any) -> bool:
+    return bool(getattr(hint, "_is_protocol", False))
 
 
 def _union(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:

@@ -92,16 +92,24 @@ class Checkpoints:
         Raises:
             ValueError: it is not there or unreadable.
         """
+        saved, memories = self.read(number)
+        return Checkpoint(
+            server=_server_state(number, setting, saved), memories=memories, stages=below("stages/", saved)
+        )
+
+    def read(self, number: int) -> tuple[dict[str, Tensor], dict[str, Memory]]:
+        """The tensors of the server after a round, named ``tensors/...``, ``base/...`` and so on, and the memories.
+
+        Raises:
+            ValueError: it is not there or unreadable.
+        """
         folder = self._round(number)
         try:
             state = read_json(folder / "state.json", ("steps", "memory"))
             saved, _ = unpack(folder / "server.safetensors")
-            memories = {name: self._memory(name, state) for name in state["steps"]}
+            return saved, {name: self._memory(name, state) for name in state["steps"]}
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{folder}: expected a whole checkpoint of round {number}: {error}") from error
-        return Checkpoint(
-            server=_server_state(number, setting, saved), memories=memories, stages=below("stages/", saved)
-        )
 
     def _save_memories(self, checkpoint: Checkpoint, changed: Collection[str]) -> dict[str, str]:
         """Writes the changed memory files; returns the file of every hospital that has one."""

@@ -74,7 +74,7 @@ def _message(error: ValueError | OSError) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     from .config import load_experiment
-    from .reports.run_scores import region_table, results_table
+    from .reports.run_scores import results_text
     from .results import RunRecords
     from .run import run
 
@@ -96,9 +96,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     if outcome.already_finished:
         print(outcome.note)
-    records = RunRecords.load(outcome.path)
-    regions = region_table(records)
-    print("\n\n".join([results_table(records), *([regions.text(width=100)] if regions is not None else [])]))
+    print(results_text(RunRecords.load(outcome.path)))
     print(f"\nrun:    {outcome.path}\nreport: {outcome.path / 'report.html'}")
     return OK
 
@@ -192,12 +190,54 @@ def _clean_cache(*, yes: bool) -> None:
         print(f"freed {bytes_text(clean_cache(cache))}")
 
 
+def _predict(args: argparse.Namespace) -> int:
+    from .prediction import predict
+
+    predicted = predict(
+        args.run,
+        args.images,
+        args.out,
+        hospital=args.hospital,
+        round_number=args.round,
+        probabilities=args.probabilities,
+        overlays=args.overlays,
+        any_intensities=args.any_intensities,
+        device=args.device,
+        quiet=args.quiet,
+    )
+    print(predicted.text)
+    return OK
+
+
 def _verify(args: argparse.Namespace) -> int:
     from .verify import verify
 
     verdict = verify(args.run, data=args.data, allow_changed_environment=args.allow_changed_environment)
     print(verdict)
     return OK if verdict.identical else DIFFERENT
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .exports import export
+
+    folder = export(
+        args.run,
+        args.form,
+        args.out,
+        hospital=args.hospital,
+        round_number=args.round,
+        licence=args.licence,
+        base=not args.no_base,
+    )
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    print("\n".join([str(folder), *(f"  {_size(file):>8}  {file.relative_to(folder)}" for file in files)]))
+    return OK
+
+
+def _size(file: Path) -> str:
+    from .reports.page import bytes_text
+
+    return bytes_text(file.stat().st_size)
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -341,8 +381,22 @@ def _parser() -> argparse.ArgumentParser:
     _clean_arguments(
         _command(commands, "clean", _clean, "remove what finished runs no longer need", "clean runs/tiny --yes")
     )
+    _predict_arguments(
+        _command(
+            commands,
+            "predict",
+            _predict,
+            "segment volumes or classify images with the model of a run",
+            "predict runs/quickstart/ID scan.nii.gz --out DIR",
+        )
+    )
     _verify_arguments(
         _command(commands, "verify", _verify, "repeat a run's last round and compare", "verify runs/quickstart/ID")
+    )
+    _export_arguments(
+        _command(
+            commands, "export", _export, "write a run's model for other programs", "export runs/tiny/ID --format peft"
+        )
     )
     _replay_arguments(
         _command(
@@ -513,10 +567,53 @@ def _clean_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="remove, do not only show")
 
 
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes a label map of every volume, on its grid and with its header, or one CSV file with the class of every "
+        "picture."
+    )
+    _run_argument(parser)
+    parser.add_argument(
+        "images", type=Path, metavar="IMAGE", nargs="+", help="files, or folders of NIfTI files or of pictures"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("--hospital", metavar="NAME", help="whose model (that of a site never seen)")
+    parser.add_argument("--round", type=int, metavar="N", help="after which round (the last; runs keep two)")
+    parser.add_argument("--probabilities", action="store_true", help="of volumes: write those of every class, too")
+    parser.add_argument("--overlays", action="store_true", help="of volumes: write a picture of a slice, too")
+    parser.add_argument(
+        "--any-intensities",
+        action="store_true",
+        help="go on where intensities say that a volume is of another kind (CT, MR) than those of the training",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where (auto)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(interrupted="interrupted; the label maps that were done are there")
+
+
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     _run_argument(parser)
     _data_argument(parser)
     _environment_argument(parser)
+
+
+EXPORTS = ("peft", "hf", "sam-pth")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_argument(parser)
+    parser.add_argument(
+        "--format",
+        dest="form",
+        required=True,
+        choices=EXPORTS,
+        help="peft: adapters and their base; hf: merged, for transformers; sam-pth: merged, for segment-anything",
+    )
+    parser.add_argument("--hospital", metavar="NAME", help="the model of a hospital (that of a site never seen)")
+    parser.add_argument("--round", type=int, metavar="N", help="after which round (the last; runs keep two)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder (RUN/export/FORMAT)")
+    parser.add_argument("--licence", metavar="TEXT", help="of the base, where it does not say it, such as apache-2.0")
+    parser.add_argument("--no-base", action="store_true", help="peft: leave the frozen base out")
 
 
 def _replay_arguments(parser: argparse.ArgumentParser) -> None:

@@ -319,6 +319,13 @@ def _counted(cases: Iterable[Volume]) -> dict[str, int]:
     return dict(sorted(Counter(site for site, _ in cases).items()))
 
 
+def _by_other_code(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether the package, or a plug-in from outside that both runs have, was another."""
+    plug_ins, others = left.get("plug_ins") or {}, right.get("plug_ins") or {}
+    changed = [name for name in plug_ins if name in others and plug_ins[name] != others[name]]
+    return bool(changed) or left.get("code_hash") != right.get("code_hash")
+
+
 def _warnings(
     left: RunRecords,
     right: RunRecords,
@@ -336,7 +343,7 @@ def _warnings(
             "difference holds their chance."
         )
     yield from drew_otherwise([left.manifest, right.manifest])
-    if _circumstances(left).get("code_hash") != _circumstances(right).get("code_hash"):
+    if _by_other_code(_circumstances(left), _circumstances(right)):
         yield "The runs were made by other code: a difference may come from it."
     if only_left or only_right:
         counts = f"{sum(only_left.values())} of the first, {sum(only_right.values())} of the second"

@@ -49,6 +49,7 @@ _IDENTITY_IF_OTHER: Mapping[str, Any] = {
     "pooled": False,
     "evaluation.test": "due",
     "evaluation.cross_site": False,
+    "start_from": None,
 }
 """Settings that came later, with the value that is left out, so that earlier runs keep their ids."""
 
@@ -65,6 +66,8 @@ class Experiment:
         windows: How volumes become training windows.
         augment: What is done to a training window.
         model: The base that every hospital starts from.
+        start_from: A run directory or a folder with an adapter of PEFT whose model is taken over: its weights, and its
+            adapters where the method has them too; null: the base as it is. What it has seen must not be scored here.
         method: Which tensors may train.
         training: How a hospital trains.
         loss: What it minimises; null: FLAP-SAM's loss where there are masks, cross-entropy where there are classes.
@@ -90,6 +93,7 @@ class Experiment:
     windows: Windows = field(default_factory=Windows)
     augment: Annotated[Augmentation, AUGMENTS] = field(default_factory=Augment)
     model: Annotated[Model, MODELS]
+    start_from: Path | None = None
     method: Annotated[Method, METHODS]
     training: Training = field(default_factory=Training)
     loss: Annotated[Loss | None, LOSSES] = None
@@ -123,11 +127,21 @@ class Experiment:
         if problems:
             raise ValueError("; ".join(problems))
 
+    def __repr__(self) -> str:
+        from .showing import experiment_text
+
+        return experiment_text(self)
+
+    def _repr_html_(self) -> str:
+        from .showing import experiment_html
+
+        return experiment_html(self)
+
 
 def _of_another_task(experiment: Experiment) -> list[str]:
     """What does not go together with the model."""
     model = type(experiment.model)
-    word = next((name for name, row in MODELS.items() if row is model), None)
+    word = next((name for name, row in MODELS.items() if issubclass(model, row)), None)
     suits: tuple[str, ...] | None = getattr(experiment.method, "models", None)
     problems = []
     if task_of(experiment.data) != model.task:
@@ -158,7 +172,7 @@ def _of_volumes(experiment: Experiment) -> list[str]:
 
 def _seen_before(experiment: Experiment) -> list[str]:
     """Whether the weights were trained on images that are tested here."""
-    if experiment.model.weights == "random":
+    if experiment.model.weights == "random" and experiment.start_from is None:
         return []
     seen = overlapping(experiment.data, experiment.model.pretrained_on) + _phantoms_seen(experiment)
     return [f"model.pretrained_on: expected weights that have not seen the federation's images; {why}" for why in seen]
@@ -218,11 +232,33 @@ def build_experiment(name: str, file: ExperimentsFile, changes: Sequence[Change]
     Raises:
         ConfigError: with every problem of the entry, of those it extends and of the changes; or the entry is a sweep.
     """
-    layers = [(f"{file.path}: {entry}.", _settings(value)) for entry, value in file.layers(name)]
+    layers = layers_of(name, file)
+    purpose = file.entries[name].get("purpose", "")
+    return build_stacked(name, purpose, [*reversed(changes), *layers], where=f"{file.path}: {name}.")
+
+
+def layers_of(name: str, file: ExperimentsFile) -> list[Change]:
+    """The settings of an entry and of those it extends, the winning ones first. Raises ConfigError."""
+    layers: list[Change] = [(f"{file.path}: {entry}.", settings_of(value)) for entry, value in file.layers(name)]
     if name in file.sweeps:
         raise ConfigError([f"{name!r} is a sweep of many runs: `wardround sweep {name}`"])
-    stack = [(label, expand(Experiment, value)) for label, value in (*reversed(changes), *layers)]
-    merged: dict[str, Any] = {"purpose": file.entries[name].get("purpose", "")}
+    return layers
+
+
+def build_stacked(name: str, purpose: str, layers: Sequence[Change], *, where: str) -> Experiment:
+    """Builds an experiment from settings on top of each other.
+
+    Args:
+        name: Of the experiment.
+        purpose: What it is for, where no layer says it.
+        layers: Settings and where they come from, the winning ones first.
+        where: What errors begin with that are of no layer.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    stack = [(label, expand(Experiment, value)) for label, value in layers]
+    merged: dict[str, Any] = {"purpose": purpose}
     for _, value in reversed(stack):
         merged = merge(merged, value)
     renamed = (
@@ -231,9 +267,9 @@ def build_experiment(name: str, file: ExperimentsFile, changes: Sequence[Change]
     try:
         experiment = build(Experiment, {**merged, "name": name})
     except ConfigError as error:
-        raise _located([*renamed, *error.problems], stack, f"{file.path}: {name}.") from error
+        raise _located([*renamed, *error.problems], stack, where) from error
     if renamed:
-        raise _located(renamed, stack, f"{file.path}: {name}.")
+        raise _located(renamed, stack, where)
     return experiment
 
 
@@ -267,7 +303,8 @@ def _parent(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     return part if isinstance(part, dict) else {}, last
 
 
-def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry without ``extends`` and without what describes it."""
     return {key: value for key, value in entry.items() if key not in ("extends", *DOCUMENTATION)}
 
 

@@ -1,6 +1,7 @@
 """Bars for people who wait: rounds and hospitals of a run; in a sweep its runs, and the rounds of the current one.
 
-A bar is decoration: nothing it does can stop a run. It is silent when asked to be, and when stderr is not a terminal.
+A bar is decoration: nothing it does can stop a run. It is silent when asked to be, and when stderr is neither a
+terminal nor the output of a notebook, where tqdm's bars for notebooks are drawn.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ REFRESH_S = 0.2
 
 
 class Progress:
-    """Two bars on stderr with the current score, the loss, the memory in use and the time that is left.
+    """Two bars, on stderr or in a notebook: the current score, the loss, the memory in use and the time that is left.
 
     Args:
         rounds: Rounds of the run.
@@ -53,7 +54,8 @@ class Progress:
         bars: Literal[1, 2] = 2,
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._quiet = quiet or not _is_terminal(self._stream)
+        self._make = None if quiet else _bar_class(self._stream)
+        self._quiet = self._make is None
         self._rounds, self._start, self._current = rounds, start, start
         self._line, self._bars = line, bars
         self._begun = 0  # hospitals of this round
@@ -101,7 +103,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """A line above the bars."""
-        self._draw(lambda: tqdm.write(text, file=self._stream))
+        self._draw(lambda: _write(text, self._stream))
 
     def _draw(self, action: Callable[[], object]) -> None:
         """Does one thing to the terminal; falls silent for good when the terminal is gone."""
@@ -123,9 +125,11 @@ class Progress:
             self._hospital_bar = self._bar(**hospitals, position=self._line + 1, leave=False)
 
     def _bar(self, **settings: Any) -> tqdm[Any]:
-        return tqdm(file=self._stream, dynamic_ncols=True, **settings)
+        return (self._make or tqdm)(file=self._stream, dynamic_ncols=True, **settings)
 
     def _close(self) -> None:
+        if self._hospital_bar is not None:
+            self._hospital_bar.total = self._hospital_bar.n  # a notebook's bar that is not full would turn red and stay
         for bar in (self._hospital_bar, self._round_bar):
             if bar is not None:
                 bar.close()
@@ -189,7 +193,8 @@ class SweepProgress:
         self._stream = sys.stderr if stream is None else stream
         self._lines = lines
         self._quiet = quiet
-        self._draws = not quiet and _is_terminal(self._stream)
+        self._make = None if quiet else _bar_class(self._stream)
+        self._draws = self._make is not None
         self._cells, self._done = cells, 0
         self._bar: tqdm[Any] | None = None
 
@@ -226,7 +231,7 @@ class SweepProgress:
     def message(self, text: str) -> None:
         """A line above the bars; on stdout where there are none."""
         if self._draws:
-            self._draw(lambda: tqdm.write(text, file=self._stream))
+            self._draw(lambda: _write(text, self._stream))
         else:
             self._say(text)
 
@@ -254,7 +259,7 @@ class SweepProgress:
 
     def _open(self) -> None:
         bar: dict[str, Any] = {"total": self._cells, "desc": "runs", "unit": "run", "position": 0}
-        self._bar = tqdm(file=self._stream, dynamic_ncols=True, **bar)
+        self._bar = (self._make or tqdm)(file=self._stream, dynamic_ncols=True, **bar)
 
     def _leap(self, count: int) -> None:
         if self._bar is not None:
@@ -302,10 +307,11 @@ def counting(what: str, *, quiet: bool = False, stream: TextIO | None = None) ->
         stream: Where to draw; None: stderr.
     """
     stream = sys.stderr if stream is None else stream
-    if quiet or not _is_terminal(stream):
+    make = None if quiet else _bar_class(stream)
+    if make is None:
         yield lambda done, total: None
         return
-    with tqdm(desc=what, unit="case", file=stream, dynamic_ncols=True) as bar:
+    with make(desc=what, unit="case", file=stream, dynamic_ncols=True) as bar:
 
         def announce(done: int, total: int) -> None:
             bar.total = total
@@ -315,6 +321,27 @@ def counting(what: str, *, quiet: bool = False, stream: TextIO | None = None) ->
             yield announce
         finally:
             bar.refresh()
+
+
+def _bar_class(stream: TextIO | None) -> type[tqdm[Any]] | None:
+    """What draws there: bars of text on a terminal, widgets in a notebook (text without ipywidgets), else nothing."""
+    if _is_terminal(stream):
+        return tqdm
+    if not _is_notebook(stream):
+        return None
+    from tqdm import notebook
+
+    return tqdm if getattr(notebook, "IProgress", None) is None else notebook.tqdm
+
+
+def _is_notebook(stream: TextIO | None) -> bool:
+    """Whether what is written there goes to a Jupyter front end."""
+    return type(stream).__module__.partition(".")[0] == "ipykernel"
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """Writes a line above the bars; in a notebook to stdout, as stderr is shown as if it were an error."""
+    tqdm.write(text, file=sys.stdout if _is_notebook(stream) else stream)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

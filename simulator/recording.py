@@ -106,7 +106,7 @@ def record_updates(folder: Path, step: Step, number: int) -> None:
         groups[f"start-{k}"] = _differing(step.downloads[update.hospital].start, step.before.tensors)
     tensors = {f"{group}/{name}": value for group, content in groups.items() for name, value in content.items()}
     words = {"round": number, "updates": [_update_words(update) for update in step.updates]}
-    write_bytes(folder / f"round-{number:04d}.safetensors", pack(tensors, words))
+    write_bytes(_round_file(folder, number), pack(tensors, words))
 
 
 def read_setting(folder: Path) -> Setting:
@@ -151,6 +151,38 @@ def _setting(tensors: Tensors, words: Mapping[str, Any]) -> Setting:
 def read_rounds(folder: Path) -> list[RecordedRound]:
     """All recorded rounds, in order. Raises ValueError when a file is damaged."""
     return [_read_round(path) for path in sorted(folder.glob("round-*.safetensors"))]
+
+
+def recorded(folder: Path) -> list[int]:
+    """The numbers of the rounds whose updates were recorded, in order."""
+    return sorted(int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.safetensors"))
+
+
+def read_round(folder: Path, number: int) -> RecordedRound:
+    """One recorded round.
+
+    Args:
+        folder: ``updates`` in the run directory.
+        number: The round, from 1.
+
+    Raises:
+        ValueError: it was not recorded, or the file is damaged.
+    """
+    there = recorded(folder)
+    if not there:
+        raise ValueError(
+            f"{folder}: expected updates recorded by `wardround run --record-updates` "
+            "(wardround.run(..., record_updates=True)), got none"
+        )
+    if number not in there:
+        raise ValueError(
+            f"{folder}: expected one of the rounds that were recorded, {', '.join(map(str, there))}, got {number!r}"
+        )
+    return _read_round(_round_file(folder, number))
+
+
+def _round_file(folder: Path, number: int) -> Path:
+    return folder / f"round-{number:04d}.safetensors"
 
 
 def _read_round(path: Path) -> RecordedRound:

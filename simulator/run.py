@@ -20,6 +20,7 @@ from .common_numbers import common_numbers
 from .engine import asked_for, settle
 from .federation import Round, Rows, Stopwatch, joined, run_round
 from .files import write_json, write_text
+from .modality import training_intensities
 from .out_of_memory import memory_errors
 from .progress import Progress
 from .recording import instrument_rows, record_updates
@@ -29,6 +30,7 @@ from .results import COMMON
 from .rundir import HELD, RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .runtime import prepare_device
 from .scoring import Scoring
+from .starting import write_trained_on
 from .summary import summarise_run
 from .tensorboard import check_log, log_afterwards, logged
 
@@ -101,10 +103,10 @@ def run(
     directory, config = run_directory(experiment, located, out)
     if is_over(directory, hold_test=hold_test):
         log_afterwards(directory, log)
-        return _over_before(directory, device, images, record_updates)
+        return _over_before(directory, environment(device, experiment), images, record_updates)
     with directory.locked():
         if is_over(directory, hold_test=hold_test):  # by another process, meanwhile
-            return _over_before(directory, device, images, record_updates)
+            return _over_before(directory, environment(device, experiment), images, record_updates)
         record_updates = record_updates or directory.records_updates  # asked for before a kill in round 1
         _begin(directory, experiment, config, located, device, allow_changed_environment, experiments_file, cell)
         if record_updates:
@@ -121,11 +123,11 @@ def is_over(directory: RunDirectory, *, hold_test: bool) -> bool:
     return state == "finished" or (hold_test and state == HELD)
 
 
-def _over_before(directory: RunDirectory, device: torch.device, images: bool, record_updates: bool) -> Outcome:
+def _over_before(directory: RunDirectory, here: Mapping[str, Any], images: bool, record_updates: bool) -> Outcome:
     """What there is to say of a run that is over."""
     if (directory.manifest or {})["state"] == HELD:
         return Outcome(path=directory.path, already_finished=False, held=True)
-    return _finished_before(directory, environment(device), images, record_updates)
+    return _finished_before(directory, here, images, record_updates)
 
 
 @contextmanager
@@ -193,7 +195,7 @@ def _begin(
     """Writes config and manifest, or checks that an interrupted run may go on here."""
     from .yaml12 import dump
 
-    here = environment(device)
+    here = environment(device, experiment)
     latest = directory.checkpoints.latest()
     if directory.manifest is None or latest is None:
         write_text(directory.path / "config.yaml", dump(config))
@@ -214,6 +216,7 @@ def _begin(
             classes=list(located.federation.classes),
             **_class_counts(experiment, located.federation),
         )
+        write_trained_on(directory.path, experiment, located)
         write_json(directory.path / "manifest.json", manifest)
         return
     compiled = experiment.runtime.compile  # a compiled model is equal to rounding only
@@ -239,7 +242,9 @@ def _work(directory: RunDirectory, assembled: Assembled, bars: Callable[..., Pro
     drawn = common_numbers(assembled.federated, experiment.rounds)
     infos = {name: hospital.info for name, hospital in assembled.federated.hospitals.items()}
     hospitals = {name: {"num_examples": info.num_examples, "rank": info.rank} for name, info in infos.items()}
-    directory.update_manifest(**engine.recorded, common_numbers=drawn, hospitals=hospitals)
+    started = {} if assembled.started_from is None else {"started_from": assembled.started_from}
+    seen = training_intensities(experiment, assembled.federated, len((directory.manifest or {}).get("classes", [])))
+    directory.update_manifest(**engine.recorded, common_numbers=drawn, hospitals=hospitals, **started, **seen)
     assembled = replace(assembled, federated=replace(assembled.federated, stack=engine.stack))
     checkpoint = _resume(directory, assembled)
     with bars(rounds=experiment.rounds, start=checkpoint.round) as progress:

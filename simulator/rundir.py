@@ -23,9 +23,11 @@ from typing import Any
 
 import torch
 
+from ..datasets.fingerprints import LIBRARIES, foreign_sources
 from .checkpoint import Checkpoints
 from .files import append_lines, cut_lines, drop_lines, read_json, read_lines, remove_unfinished, write_json
 from .locks import held
+from .plug_ins import classes_in
 from .results import check_rows, lost
 
 HELD = "held"
@@ -35,7 +37,6 @@ ROWS = ("metrics", "cases", "ledger", "instruments", "timing", "across", "confus
 """The JSON-lines files of a run, one row per line, each with its round."""
 
 _PACKAGE = Path(__file__).parent.parent
-_LIBRARIES = ("torch", "transformers", "monai", "numpy", "nibabel", "scipy", "safetensors")
 
 
 class RunDirectory:
@@ -122,15 +123,23 @@ def run_id(config: Mapping[str, Any], data_hash: str, weights_hash: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What bit-identity depends on beside the config: a run is continued only where all of it is the same."""
+def environment(device: torch.device, experiment: object = None) -> dict[str, Any]:
+    """What bit-identity depends on beside the config: a run is continued only where all of it is the same.
+
+    Args:
+        device: Where it computes.
+        experiment: What runs; classes in it from outside the package add ``plug_ins``, a hash of their source code by
+            package.
+    """
+    outside = foreign_sources(classes_in(experiment))
     return {
         "code_hash": code_hash(),
         "device": _device_name(device),
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in _LIBRARIES},
+        **{name: metadata.version(name) for name in LIBRARIES},
+        **({"plug_ins": outside} if outside else {}),
     }
 
 
@@ -176,13 +185,19 @@ def new_manifest(experiment: str, identity: str, environment: Mapping[str, Any],
         "continued": [],
         "cleaned": [],
         "rows": None,
-        "command": shlex.join(["wardround", *sys.argv[1:]]),
+        "command": _command(),
         "state": "running",
         "error": None,
         "started": now(),
         "finished": None,
         **more,
     }
+
+
+def _command() -> str:
+    """The command that began the run, "" where a script or a notebook did: their words are none of ours."""
+    program, *words = sys.argv or [""]
+    return shlex.join(["wardround", *words]) if Path(program).stem == "wardround" else ""
 
 
 def now() -> str:

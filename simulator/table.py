@@ -132,17 +132,19 @@ class Row:
 def rows(setting: TableSetting) -> list[Row]:
     """One row per method that suits the model, in the order of their table.
 
-    A method that says nothing by itself (``union``) has a row where it is the setting's.
+    A method that says nothing by itself (``union``) has a row where it is the setting's; so has one from outside the
+    package, called by its class.
 
     Example:
         >>> tiny = TableSetting(model=Sam(size="tiny", image_size=32), classes=1, lora=LoRA(rank=2), rounds=10)
         >>> [row.method for row in rows(tiny) if row.reduction == 1]
         ['full']
     """
-    chosen = [cls for cls in METHODS.values() if family(setting.model) in cls.models]
+    known = [*METHODS.values(), *([] if setting.method is None else [type(setting.method)])]  # the last from outside
+    chosen = [cls for cls in dict.fromkeys(known) if family(setting.model) in cls.models]
     methods = {cls: _method(cls, setting) for cls in chosen if cls is type(setting.method) or not _lacks_settings(cls)}
     counts = {cls: count(method, setting) for cls, method in methods.items()}
-    names = {cls: name for name, cls in METHODS.items()}
+    names = {cls: cls.__name__ for cls in chosen} | {cls: name for name, cls in METHODS.items()}
     full, papers = counts[METHODS["full"]].overall, isinstance(setting.model, Sam)
     made = (_row(names[cls], method, counts[cls], full) for cls, method in methods.items())
     return [_with_papers_figures(row, full, setting.rounds) if papers else row for row in made]

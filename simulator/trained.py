@@ -89,11 +89,14 @@ def load_trained(path: Path, *, round_number: int | None = None, device: str = "
     manifest = _manifest(directory)
     experiment = load_resolved(path / "config.yaml")
     if weights_hash(experiment) != manifest["weights_hash"]:
-        raise ValueError(f"{path}: its base weights {experiment.model.weights!r} are other ones now; put them back")
+        start = "" if experiment.start_from is None else f" or what it started from, {str(experiment.start_from)!r},"
+        raise ValueError(
+            f"{path}: its base weights {experiment.model.weights!r}{start} are other ones now; put them back"
+        )
     number = _round(directory, round_number)
     classes = tuple(manifest["classes"])
     hospitals = {name: HospitalInfo(name=name, **facts) for name, facts in sorted(manifest["hospitals"].items())}
-    replica = build_replica(experiment, len(classes), choose_device(device), tuple(hospitals))
+    replica = build_replica(experiment, len(classes), choose_device(device), tuple(hospitals), classes=classes)
     aggregator = with_schedule(experiment.aggregator, replica.layout, draw_of(experiment.method), experiment.seed)
     setting = setting_of(experiment, replica, tuple(hospitals.values()))
     server = aggregator.init(setting, streams(experiment.seed, "server"))

@@ -66,7 +66,7 @@ def verify(path: Path, *, data: Path | None = None, allow_changed_environment: b
     device = prepare_device(experiment.runtime)
     if not allow_changed_environment:
         last = [directory.manifest, *directory.manifest["continued"]][-1]
-        check_environment(last["environment"], environment(device))
+        check_environment(last["environment"], environment(device, experiment))
     located = locate(experiment, data)
     _check_config(directory, experiment, located)
     number = directory.checkpoints.latest()

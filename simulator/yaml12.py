@@ -127,6 +127,19 @@ def dump(value: object) -> str:
         raise YamlError(f"expected plain values, got {error.args[-1]!r}") from error
 
 
+def one_line(value: object) -> str:
+    """The same on one line, however long.
+
+    Example:
+        >>> one_line({"name": "fedprox", "mu": 0.1}), one_line("fedavg")
+        ('{name: fedprox, mu: 0.1}', 'fedavg')
+    """
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30, default_flow_style=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _value(node: yaml.Node, source: str, above: tuple[yaml.Node, ...]) -> Any:
     if node in above:
         raise _error(source, node.start_mark, "an alias inside the value it stands for")

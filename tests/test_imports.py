@@ -106,5 +106,5 @@ def test_the_front_door_has_what_it_names() -> None:
     assert set(wardround.__all__) <= set(dir(wardround))
     assert callable(wardround.run)
     assert wardround.Experiment.__name__ == "Experiment"
-    with pytest.raises(AttributeError, match="no attribute 'rum'; it has Experiment, __version__, run"):
+    with pytest.raises(AttributeError, match="no attribute 'rum'; it has Experiment, Run, __version__, base_network"):
         wardround.rum  # noqa: B018  the access is what is tested

@@ -364,7 +364,7 @@ def svg(name: str, draw: Callable[[Figure], None], size: tuple[float, float], st
     Returns:
         An ``<svg>`` element that takes the colours of its page.
     """
-    data = _saved(draw, size, {**_STYLE, "svg.hashsalt": name, **(style or {})}, "svg")
+    data = _saved(draw, size, {**STYLE, "svg.hashsalt": name, **(style or {})}, "svg")
     return _inline(data.decode(), name)
 
 
@@ -416,7 +416,7 @@ def standalone(svg: str) -> str:
 
 def png(draw: Callable[[Figure], None], size: tuple[float, float], style: Style | None = None) -> bytes:
     """A drawing as a PNG file, black on white; arguments as :func:`svg`."""
-    settings = {key: ON_WHITE.get(value, value) for key, value in _STYLE.items()}
+    settings = {key: ON_WHITE.get(value, value) for key, value in STYLE.items()}
     white = {"savefig.facecolor": "white", "savefig.dpi": 150}
     return _saved(draw, size, {**settings, **white, **(style or {})}, "png")
 
@@ -442,7 +442,7 @@ def _saved(
     return data.getvalue()
 
 
-_STYLE: Style = {
+STYLE: Style = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": INK,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..builder import leaves
+from ..builder import PLUGIN_KEYS, leaves, word_of
 from ..results import RunRecords, Series, mean
 from .classification import class_section, classifies, confusion_section, no_pictures, pictures_section
 from .export import export
@@ -215,10 +215,11 @@ def _setting_text(value: object) -> str:
     """``flap_sam (rank 8, alpha 1.0)`` for a plug-in, plain text for anything else."""
     if not isinstance(value, Mapping):
         return _plain(value)
-    inner = ", ".join(f"{key} {_nested(item)}" for key, item in value.items() if key != "name")
-    if "name" not in value:
-        return inner or "none"
-    return f"{value['name']} ({inner})" if inner else str(value["name"])
+    word = word_of(value)
+    if word is None:
+        return ", ".join(f"{key} {_nested(item)}" for key, item in value.items()) or "none"
+    inner = ", ".join(f"{key} {_nested(item)}" for key, item in value.items() if key not in PLUGIN_KEYS)
+    return f"{word} ({inner})" if inner else word
 
 
 def _nested(value: object) -> str:

@@ -79,7 +79,7 @@ def course_drawing(
 
     if not any_value(series):
         return None
-    lines, entries = _hospital_lines(series)
+    lines, entries = hospital_lines(series)
     picture = svg_picture(line_chart(name, lines, y_label=y_label, y_range=y_range), _course_text(title, series))
     start = "; round 0 is the model before training" if _starts_at_zero(series) else ""
     return Drawing(name=name, picture=picture, caption=f"{title} per round and hospital{start}.", entries=entries)
@@ -89,7 +89,7 @@ def small_drawing(name: str, title: str, series: Series) -> Drawing:
     """The same for many beside each other, of values that some hospital or the server has."""
     from .figures import line_chart
 
-    lines, entries = _hospital_lines(series)
+    lines, entries = hospital_lines(series)
     picture = svg_picture(line_chart(name, lines, y_label="", small=True), _course_text(title, series))
     alone = set(series) == {SERVER}
     return Drawing(name=name, picture=picture, caption=title, entries=[] if alone else entries)
@@ -104,7 +104,7 @@ def _starts_at_zero(series: Series) -> bool:
     return any(points and points[0][0] == 0 for points in series.values())
 
 
-def _hospital_lines(series: Series) -> tuple[list[Any], list[tuple[str, str, str]]]:
+def hospital_lines(series: Series) -> tuple[list[Any], list[tuple[str, str, str]]]:
     """Lines and legend: a colour and mark each, or thin lines when there are many; the mean on top."""
     from .figures import INK, LINE_COLOURS, MARKS, SKY, Line
 

@@ -153,6 +153,12 @@ def results_table(records: RunRecords) -> str:
     return score_table(records).text(width=100)
 
 
+def results_text(records: RunRecords) -> str:
+    """The same with the regions, where there are some: what ``wardround run`` prints."""
+    regions = region_table(records)
+    return "\n\n".join([results_table(records), *([regions.text(width=100)] if regions is not None else [])])
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Column:
     """A column of scores.

@@ -194,7 +194,7 @@ def measure(experiment: Experiment, num_classes: int, device: torch.device, nati
     Raises:
         ValueError: the method cannot work with the model.
     """
-    light = replace(experiment, model=Kind.of(experiment).model, ranks={})
+    light = replace(experiment, model=Kind.of(experiment).model, ranks={}, start_from=None)
     training = replace(light.training, schedule=Schedule(warmup_steps=0, horizon_epochs=None), steps=1)
     replica = build_replica(light, num_classes, device)
     place = Workplace(replica=replica, training=training, augment=light.augment)

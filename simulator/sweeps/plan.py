@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..builder import ConfigError, leaves, resolve, unknown
+from ..builder import PLUGIN_KEYS, ConfigError, leaves, resolve, unknown, word_of
 from ..config import Change, Experiment, build_experiment, identity, nested
 from ..experiments import SWEEP, ExperimentsFile
 from .definition import Select, Sweep, at, layered, read_definition
@@ -218,9 +218,9 @@ def label(key: str, value: Any) -> str:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping) and "name" in value:
-        inner = ", ".join(label(key, item) for key, item in value.items() if key != "name")
-        return f"{value['name']} ({inner})" if inner else str(value["name"])
+    if isinstance(value, Mapping) and (word := word_of(value)) is not None:
+        inner = ", ".join(label(key, item) for key, item in value.items() if key not in PLUGIN_KEYS)
+        return f"{word} ({inner})" if inner else word
     if isinstance(value, list | tuple):
         return f"{key}={'+'.join(map(_word, value)) or 'none'}"
     return f"{key}={_word(value)}"

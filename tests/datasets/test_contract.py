@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -13,13 +13,14 @@ from picture_trees import ham_tree, images_tree, isic_tree, medmnist_tree
 from trees import ixi_tree, kits_tree, prostate_tree
 
 from wardround.datasets import DATASETS
-from wardround.datasets.contract import Case, Dataset, ImageDataset, Pool, Volume, has_classes
+from wardround.datasets.contract import Case, Dataset, ImageDataset, Pool, ReadVolume, Volume, has_classes
 from wardround.datasets.fed_isic2019 import FedIsic2019
 from wardround.datasets.fed_ixi import FedIxi
 from wardround.datasets.fed_kits19 import FedKits19
 from wardround.datasets.ham10000 import Ham10000
 from wardround.datasets.image_folder import ImageFolder
 from wardround.datasets.image_phantom import ImagePhantom
+from wardround.datasets.layouts import LAYOUTS
 from wardround.datasets.medmnist import MedMnist
 from wardround.datasets.msd import Msd
 from wardround.datasets.phantom import Phantom
@@ -137,6 +138,36 @@ def without_sides(pool: Pool) -> Pool:
 def test_the_suite_finds_what_is_broken(cache: Path, change: Callable[[Pool], Pool], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_dataset(Broken(**vars(SMALL), change=change), cache, volumes_per_site=9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOtherwise(Phantom):
+    """Reads an image without its mask as ``reader`` does."""
+
+    reader: Msd = field(default_factory=lambda: LAYOUTS["msd"].loader)
+
+    def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
+        return self.reader.open_image(path, site=site)
+
+
+@pytest.mark.parametrize("reader", [Msd(slice_axis=1), Msd(clip_percentiles=(5.0, 80.0))])
+def test_the_suite_finds_an_image_that_is_read_in_another_way(cache: Path, reader: Msd) -> None:
+    check_dataset(ReadOtherwise(**vars(SMALL)), cache)
+    with pytest.raises(AssertionError, match="opened without its mask: expected the image of the case"):
+        check_dataset(ReadOtherwise(**vars(SMALL), reader=reader), cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsideDown(ImagePhantom):
+    """Reads a picture anywhere in another way than that of a case."""
+
+    def picture(self, path: Path) -> np.ndarray:
+        return super().picture(path)[::-1]
+
+
+def test_the_suite_finds_a_picture_that_is_read_in_another_way(cache: Path) -> None:
+    with pytest.raises(AssertionError, match="expected the image of its case as a picture"):
+        check_image_dataset(UpsideDown(**vars(LESIONS)), cache)
 
 
 def test_the_suite_finds_a_pool_that_depends_on_the_moment(cache: Path) -> None:

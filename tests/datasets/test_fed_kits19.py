@@ -127,6 +127,18 @@ def test_sites_without_a_window_are_refused(small: Path) -> None:
         FedKits19().volume(pool.cases[1])
 
 
+def test_an_image_without_a_mask_needs_a_site_where_sites_have_windows(small: Path) -> None:
+    case = FedKits19().pool(small).cases[0]
+    with pytest.raises(DataError, match=r"expected an image of one of the sites site-0, .*got None; name the hospital"):
+        FedKits19().open_image(case.image)
+    clipped = FedKits19().open_image(case.image, site="site-4")().image
+    assert (clipped.min(), clipped.max()) >= (-64, 0)
+    assert clipped.max() <= 236
+    for clip in ("own", "common"):
+        kits = FedKits19(clip=clip)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(kits.open_image(case.image)().image, kits.volume(case).image)
+
+
 def test_numbers_of_sites_sort(small: Path) -> None:
     write_table(small, [(f"case_{number:05d}", 2 * number, "train") for number in range(6)])
     pool = FedKits19(clip="own").pool(small)

@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from picture_trees import medmnist_arrays, medmnist_tree
+from PIL import Image
 
 from wardround.datasets.contract import DataError
 from wardround.datasets.medmnist import CLASSES, Flag, MedMnist
@@ -89,6 +90,15 @@ def test_every_collection_has_its_classes() -> None:
     assert {flag: len(set(names)) for flag, names in CLASSES.items()} == numbers
     assert set(CLASSES) == set(get_args(Flag))
     assert MedMnist(flag="retinamnist").classes == CLASSES["retinamnist"]
+
+
+def test_a_picture_lies_in_a_file_of_its_own(tmp_path: Path) -> None:
+    grey = np.arange(30, dtype=np.uint8).reshape(5, 6)
+    Image.fromarray(grey).save(tmp_path / "cell.png")
+    picture = MedMnist(flag="bloodmnist").picture(tmp_path / "cell.png")
+    np.testing.assert_array_equal(picture, grey[:, :, None].repeat(3, axis=2))
+    with pytest.raises(ValueError, match=r"nowhere.png: expected a picture, got FileNotFoundError"):
+        MedMnist(flag="bloodmnist").picture(tmp_path / "nowhere.png")
 
 
 def test_settings() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from wardround.datasets.contract import Case, DataError, Volume
-from wardround.datasets.nifti import read_case, read_image, write_label_map
+from wardround.datasets.nifti import open_image, read_case, write_label_map
 
 SHAPE = (5, 7, 3)
 OBLIQUE = np.array([[1.1, 0.2, -0.3, 10.0], [-0.2, 0.9, 0.4, -20.0], [0.3, -0.3, 2.5, 30.0], [0, 0, 0, 1]])
@@ -60,7 +60,7 @@ def test_slices_come_first_with_their_spacing(
     assert np.array_equal(volume.label, label_array().transpose(order))
     assert volume.spacing_mm == pytest.approx(tuple(zooms[i] for i in order), rel=1e-5)
     assert (volume.image.dtype, volume.label.dtype, volume.case) == (np.float32, np.uint8, case)
-    alone = read_image(case.image, slice_axis=axis)
+    alone = open_image(case.image, slice_axis=axis)()
     assert np.array_equal(alone.image, volume.image)
     assert (alone.spacing_mm, alone.slice_axis) == (volume.spacing_mm, volume.slice_axis) == (alone.spacing_mm, axis)
     assert alone.label.shape == alone.image.shape
@@ -92,7 +92,7 @@ def test_merged_foreground(make_case: Callable[..., Case]) -> None:
 def test_units_of_the_header(make_case: Callable[..., Case]) -> None:
     stored = nib.Nifti1Image(image_array(), np.diag([2000.0, 3000.0, 4000.0, 1]))
     stored.header.set_xyzt_units("micron")
-    assert read_image(make_case(stored).image, slice_axis=2).spacing_mm == pytest.approx((4, 2, 3))
+    assert open_image(make_case(stored).image, slice_axis=2)().spacing_mm == pytest.approx((4, 2, 3))
 
 
 def faulty(change: Callable[[np.ndarray], None], array: np.ndarray) -> np.ndarray:
@@ -248,7 +248,7 @@ def test_missing_and_foreign_files(make_case: Callable[..., Case], tmp_path: Pat
     plain = tmp_path / "text.nii"
     plain.write_text("not a picture at all")
     with pytest.raises(ValueError, match=r"text.nii: expected a readable NIfTI file"):
-        read_image(plain, slice_axis=2)
+        open_image(plain, slice_axis=2)
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.99])

@@ -189,6 +189,27 @@ def test_h5py_is_asked_for_when_it_is_needed(tree: Path, monkeypatch: pytest.Mon
         Synapse().volume(cases[0])
 
 
+def test_an_image_without_a_mask_is_a_file_like_the_test_volumes(tree: Path, tmp_path: Path) -> None:
+    path = tree / "test_vol_h5" / "case0001.npy.h5"
+    image, label = arrays("case0001", 4)
+    write_h5(path, image=image)
+    volume = Synapse(spacing_mm=(3.0, 1.0, 1.0)).open_image(path)()
+    np.testing.assert_array_equal(volume.image, image)
+    assert (volume.case.name, volume.label.any(), volume.spacing_mm) == ("case0001", False, (3.0, 1.0, 1.0))
+    write_h5(path, image=image[0])
+    with pytest.raises(ValueError, match=r"expected an image \(slices, rows, columns\), got the shape \(12, 12\)"):
+        Synapse().open_image(path)
+    image[1, 2, 3] = np.inf
+    write_h5(path, image=image)
+    with pytest.raises(ValueError, match=r"case0001.npy.h5: image: expected finite voxels"):
+        Synapse().open_image(path)()
+    write_h5(path, label=label)
+    with pytest.raises(ValueError, match="expected a readable file with image"):
+        Synapse().open_image(path)
+    with pytest.raises(ValueError, match=r"scan.nii.gz: expected a file like case0001.npy.h5"):
+        Synapse().open_image(tmp_path / "scan.nii.gz")
+
+
 def test_mistakes_in_settings_are_named_together() -> None:
     with pytest.raises(ValueError, match=r"order: .* got 'alphabet'; spacing_mm: expected three .* got \(1, 0, 1\)"):
         Synapse(order="alphabet", spacing_mm=(1, 0, 1))  # type: ignore[arg-type]  # on purpose

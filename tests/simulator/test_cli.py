@@ -16,7 +16,8 @@ from wardround.simulator import cli
 from wardround.simulator import run as run_module
 
 COMMANDS = (
-    *("run", "sweep", "report", "runs", "compare", "clean", "verify", "replay", "table", "list", "bench", "data"),
+    *("run", "sweep", "report", "runs", "compare", "clean", "predict", "verify"),
+    *("export", "replay", "table", "list", "bench", "data"),
 )
 
 

@@ -6,10 +6,14 @@ import gc
 import io
 import re
 import sys
+from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+from tqdm import notebook, tqdm
 
-from wardround.simulator.progress import Progress, SweepProgress, memory_text
+from wardround.simulator.progress import Progress, SweepProgress, counting, memory_text
 
 
 class Terminal(io.StringIO):
@@ -124,6 +128,91 @@ def test_calls_outside_the_block_do_nothing() -> None:
         progress.round(1)
     progress.step(loss=0.1)
     progress.score(None, "dice")
+
+
+# ---- notebooks -------------------------------------------------------------------------------------------------------
+
+
+class Cell(io.StringIO):
+    """The stream that a Jupyter kernel puts in the place of stderr."""
+
+    __module__ = "ipykernel.iostream"
+
+
+def bar_style(bar: object) -> str:
+    """``success``, ``danger`` (red) or nothing."""
+    assert isinstance(bar, notebook.tqdm)
+    return str(bar.container.children[1].bar_style)
+
+
+def test_a_notebook_has_bars_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = Cell()
+    with Progress(rounds=2, stream=stream) as progress:
+        for number in (1, 2):
+            progress.round(number, hospitals=2)
+            for name in ("north", "south"):
+                progress.hospital(name)
+        progress.score(0.25, "dice")
+        progress.message("a line")
+        rounds, hospitals = progress._round_bar, progress._hospital_bar
+    assert (rounds.n, rounds.total, bar_style(rounds)) == (2, 2, "success")  # type: ignore[union-attr]  # drawn above
+    assert hospitals.container.layout.visibility == "hidden"  # type: ignore[union-attr]
+    assert bar_style(hospitals) != "danger"
+    assert stream.getvalue() == ""  # stderr is shown as if it were an error
+    assert "a line" in capsys.readouterr().out
+
+
+def test_a_notebook_shows_what_was_interrupted() -> None:
+    progress = Progress(rounds=2, stream=Cell())
+    progress.__enter__()
+    progress.round(1, hospitals=2)
+    progress.__exit__(KeyboardInterrupt, None, None)
+    assert bar_style(progress._round_bar) == "danger"
+
+
+def test_a_sweep_and_a_count_have_them_too(capsys: pytest.CaptureFixture[str]) -> None:
+    stream, lines = Cell(), io.StringIO()
+    with SweepProgress(cells=1, stream=stream, lines=lines) as progress:
+        with progress.bars(rounds=1) as bars:
+            bars.round(1, hospitals=1)
+        progress.over("north: Dice 0.250, 1.0 s")
+    assert bar_style(progress._bar) == "success"
+    assert bars._round_bar.container.layout.visibility == "hidden"  # type: ignore[union-attr]  # it makes way
+    capsys.readouterr()
+    with counting("reading", stream=stream) as announce:
+        announce(2, 2)
+    assert "reading: " in capsys.readouterr().out  # where there is no front end, a widget is shown as text
+    assert (stream.getvalue(), lines.getvalue()) == ("", "")
+
+
+def test_a_quiet_notebook_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    whole_run(Cell(), quiet=True)
+    with counting("reading", quiet=True, stream=Cell()) as announce:
+        announce(1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_ipywidgets_the_bars_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebook, "IProgress", None)  # what tqdm has where the import fails
+    stream = Cell()
+    whole_run(stream)
+    assert "3/3" in stream.getvalue()
+    with Progress(rounds=1, stream=Cell()) as progress:
+        assert type(progress._round_bar) is tqdm
+
+
+@pytest.mark.slow
+def test_in_a_real_kernel(tmp_path: Path) -> None:
+    """A run, its plot and its experiment in a notebook: widgets, a picture, a table, and nothing on stderr."""
+    sources = [f"import wardround\nrun = wardround.run('tiny', out={str(tmp_path)!r})\nrun", "run.plot()"]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(book, kernel_name="python3", timeout=300).execute()
+    first, second = (cell.outputs for cell in book.cells)
+    kinds = [set(output.get("data", {})) for output in first]
+    assert all(output.output_type != "stream" for output in first)
+    assert sum("application/vnd.jupyter.widget-view+json" in kind for kind in kinds) >= 2  # rounds and hospitals
+    assert "text/html" in kinds[-1]
+    assert [set(output.data) for output in second] == [{"text/plain", "image/png"}]
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
