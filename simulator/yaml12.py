@@ -134,9 +134,7 @@ def one_line(value: object) -> str:
         >>> one_line({"name": "fedprox", "mu": 0.1}), one_line("fedavg")
         ('{name: fedprox, mu: 0.1}', 'fedavg')
     """
-    text = yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30, default_flow_style=True
-    )
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30, default_flow_style=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
