@@ -20,7 +20,7 @@ adapted rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,36 +28,12 @@ from torch import Tensor, nn
 from ..aggregators.contract import Pair, Tensors
 from .lora import AdaptedLinear, Adapter, pairs
 from .lora_sb import Core
-from .merged import UNMERGEABLE
+from .merged import UNMERGEABLE, LowRankChange, changed, factors, low_rank_changes, plain_state
 from .network import Network
 from .weight_files import listed, misshapen
 
 Place = tuple[str, tuple[int, int]]
 """A weight, and the first and last + 1 of its rows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Factors:
-    """``W[rows] += s B A``.
-
-    Args:
-        weight: Name of W.
-        rows: ``(first, last + 1)`` rows of W.
-        A: (r, d_in).
-        B: (d_out, r).
-        scale: s.
-    """
-
-    weight: str
-    rows: tuple[int, int]
-    A: Tensor
-    B: Tensor
-    scale: float = 1.0
-
-    @property
-    def product(self) -> Tensor:
-        """(d_out, d_in) float64."""
-        return self.scale * (self.B.double() @ self.A.double())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +69,7 @@ class Donor:
 
     weights: Tensors
     whole: bool = True
-    factors: tuple[Factors, ...] = ()
+    factors: tuple[LowRankChange, ...] = ()
     cores: Mapping[Place, Cores] = field(default_factory=dict)
     layers: Tensors = field(default_factory=dict)
     kinds: Mapping[str, type[nn.Module]] = field(default_factory=dict)
@@ -111,9 +87,9 @@ class Plan:
         anew: Names of tensors that begin anew although the donor has such ones.
     """
 
-    taken: tuple[tuple[Pair, Factors], ...]
+    taken: tuple[tuple[Pair, LowRankChange], ...]
     cores: tuple[Place, ...]
-    merged: tuple[Factors, ...]
+    merged: tuple[LowRankChange, ...]
     anew: tuple[str, ...]
 
     def names(self) -> dict[str, list[str]]:
@@ -138,34 +114,28 @@ def taken_apart(network: Network, classes: Sequence[str]) -> Donor:
         network: With its adapters, at the rank they were loaded with.
         classes: Names of the classes of its output.
     """
-    state = network.state_dict()
     kinds = {name: type(module) for name, module in network.named_modules()}
     special = {name: kind for name, kind in kinds.items() if any(issubclass(kind, one) for one in UNMERGEABLE)}
-    adapters = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, Adapter | Core))
     layers = tuple(f"{name}." for name in special)
-    dense = {name: value for name, value in state.items() if not name.startswith(adapters)}
+    dense, cores = plain_state(network), dict(_cores(network))
+    changes = [one for one in low_rank_changes(network) if (one.weight, one.rows) not in cores]
     return Donor(
         weights={name: value for name, value in dense.items() if not name.startswith(layers)},
-        factors=tuple(_factors(network)),
-        cores=dict(_cores(network)),
+        factors=(*changes, *_tables(network)),
+        cores=cores,
         layers={name: value for name, value in dense.items() if name.startswith(layers)},
         kinds=special,
         classes=tuple(classes),
     )
 
 
-def _factors(network: Network) -> Iterator[Factors]:
-    """All low-rank pairs of a network, cut to the rank that is loaded."""
+def _tables(network: Network) -> Iterator[LowRankChange]:
+    """Low-rank changes of tables of prompts, which are no weights of a layer."""
     for pair in pairs(network):
-        adapter = _adapter(network, pair)
-        rank = adapter.rank
-        yield Factors(
-            weight=pair.base,
-            rows=_rows(network, pair),
-            A=adapter.A.detach()[:rank],
-            B=adapter.B.detach()[:, :rank],
-            scale=pair.scale(rank),
-        )
+        if not isinstance(network.get_submodule(pair.base.rpartition(".")[0]), AdaptedLinear):
+            A, B, scale = factors(_adapter(network, pair))
+            name, rows = pair.A.rpartition(".")[0], _rows(network, pair)
+            yield LowRankChange(adapter=name, weight=pair.base, rows=rows, A=A, B=B, scale=scale)
 
 
 def _cores(network: Network) -> Iterator[tuple[Place, Cores]]:
@@ -199,7 +169,7 @@ def _rows(network: Network, pair: Pair) -> tuple[int, int]:
 
 
 def plan(donor: Donor, network: Network, bare: Network, classes: Sequence[str] | None) -> Plan:
-    """What a network takes over of a donor; values are not looked at but for rows that are all zero.
+    """What a network takes over of a donor; of values it matters only that they are finite.
 
     Args:
         donor: What is there.
@@ -215,17 +185,16 @@ def plan(donor: Donor, network: Network, bare: Network, classes: Sequence[str] |
     _check_weights(donor, bare, anew)
     _check_layers(donor, network)
     cores = {place: core for place, core in _core_modules(network) if _same_core(donor.cores.get(place), core)}
-    others = [_as_factors(place, core) for place, core in donor.cores.items() if place not in cores]
+    others = [_as_change(place, core) for place, core in donor.cores.items() if place not in cores]
     ours = {(pair.base, _rows(network, pair)): pair for pair in pairs(network)}
-    taken: list[tuple[Pair, Factors]] = []
-    merged: list[Factors] = []
-    for factors in (*donor.factors, *others):
-        found = _places(factors, ours, network)
-        free = not {pair.A for pair, _ in found} & {pair.A for pair, _ in taken}
-        if found and free:
-            taken += found
+    taken: list[tuple[Pair, LowRankChange]] = []
+    merged: list[LowRankChange] = []
+    for change in (*donor.factors, *others):
+        pair = ours.get((change.weight, change.rows))
+        if pair is not None and len(change.A) <= len(_adapter(network, pair).A):
+            taken.append((ours.pop((change.weight, change.rows)), change))
         else:
-            merged.append(factors)
+            merged.append(change)
     _check_merged(merged, bare)
     return Plan(taken=tuple(taken), cores=tuple(cores), merged=tuple(merged), anew=anew)
 
@@ -286,38 +255,13 @@ def _same_core(theirs: Cores | None, ours: Core) -> bool:
     return shapes == [value.shape for value in (theirs.A, theirs.B, theirs.R)] and theirs.scale == ours.scale
 
 
-def _as_factors(place: Place, core: Cores) -> Factors:
+def _as_change(place: Place, core: Cores) -> LowRankChange:
     """LoRA-SB as ``s (B R) A``."""
     weight, rows = place
-    return Factors(weight=weight, rows=rows, A=core.A, B=core.B @ core.R, scale=core.scale)
+    return LowRankChange(adapter="", weight=weight, rows=rows, A=core.A, B=core.B @ core.R, scale=core.scale)
 
 
-def _places(factors: Factors, ours: Mapping[Place, Pair], network: Network) -> list[tuple[Pair, Factors]]:
-    """The pairs that take factors over, each with its part; none where they cannot, not all of them or not whole."""
-    if (factors.weight, factors.rows) in ours:
-        parts = [(ours[factors.weight, factors.rows], factors)]
-    else:
-        parts = _apart(factors, ours)
-    fits = all(len(part.A) <= _adapter(network, pair).A.shape[0] for pair, part in parts)
-    return parts if fits else []
-
-
-def _apart(factors: Factors, ours: Mapping[Place, Pair]) -> list[tuple[Pair, Factors]]:
-    """Factors on a fused projection as factors of the pairs within: a part has the columns of B that it uses."""
-    first, last = factors.rows
-    inside = {rows: pair for (weight, rows), pair in ours.items() if weight == factors.weight}
-    left, parts = factors.B.clone(), []
-    for rows, pair in inside.items():
-        if not first <= rows[0] < rows[1] <= last:
-            return []
-        B = factors.B[rows[0] - first : rows[1] - first]
-        used = B.ne(0).any(0)
-        left[rows[0] - first : rows[1] - first] = 0
-        parts.append((pair, replace(factors, rows=rows, A=factors.A[used], B=B[:, used])))
-    return parts if not left.any() else []
-
-
-def _check_merged(merged: Sequence[Factors], bare: Network) -> None:
+def _check_merged(merged: Sequence[LowRankChange], bare: Network) -> None:
     """Raises ValueError where what is to be merged is no change of a weight that fits."""
     shapes = {name: tuple(value.shape) for name, value in bare.named_parameters()}
     for one in merged:
@@ -332,8 +276,8 @@ def _check_merged(merged: Sequence[Factors], bare: Network) -> None:
             raise ValueError(f"{one.weight!r}: expected a change of {shape}, got {_product_shape(one)}")
 
 
-def _product_shape(factors: Factors) -> tuple[int, int]:
-    return factors.B.shape[0], factors.A.shape[1]
+def _product_shape(change: LowRankChange) -> tuple[int, int]:
+    return change.B.shape[0], change.A.shape[1]
 
 
 # ---- into the network ------------------------------------------------------------------------------------------------
@@ -351,12 +295,7 @@ def weights_for(donor: Donor, plan: Plan, base: Tensors) -> dict[str, Tensor]:
         base: What stands where the donor has nothing, and where things begin anew; all names of the network.
     """
     weights = {name: base[name] if name in plan.anew else donor.weights.get(name, base[name]) for name in base}
-    sums: dict[str, Tensor] = {}
-    for one in plan.merged:
-        if one.weight not in sums:
-            sums[one.weight] = weights[one.weight].to(torch.float64, copy=True)
-        sums[one.weight][slice(*one.rows)] += one.product
-    return {**weights, **{name: value.to(weights[name].dtype) for name, value in sums.items()}}
+    return changed(weights, plan.merged)
 
 
 @torch.no_grad()
@@ -368,8 +307,8 @@ def begin(network: Network, donor: Donor, plan: Plan) -> None:
         donor: What is there.
         plan: What is taken of it.
     """
-    for pair, factors in plan.taken:
-        _set(_adapter(network, pair), factors)
+    for pair, change in plan.taken:
+        _set(_adapter(network, pair), change)
     for place, core in _core_modules(network):
         if place in plan.cores:
             for name in ("A", "B", "R"):
@@ -379,10 +318,10 @@ def begin(network: Network, donor: Donor, plan: Plan) -> None:
         state[name].copy_(value)
 
 
-def _set(adapter: Adapter, factors: Factors) -> None:
+def _set(adapter: Adapter, change: LowRankChange) -> None:
     """Rows of A and columns of B; the other rows of A stay, the other columns of B are zero."""
-    rank, full = len(factors.A), adapter.A.shape[0]
-    ratio = factors.scale / adapter.settings.scale(full)
-    adapter.A[:rank].copy_(factors.A)
+    rank, full = len(change.A), adapter.A.shape[0]
+    ratio = change.scale / adapter.settings.scale(full)
+    adapter.A[:rank].copy_(change.A)
     adapter.B.zero_()
-    adapter.B[:, :rank].copy_(factors.B if ratio == 1 else ratio * factors.B.double())
+    adapter.B[:, :rank].copy_(change.B if ratio == 1 else ratio * change.B.double())

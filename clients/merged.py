@@ -12,12 +12,13 @@ Legend: r rank, d_in and d_out width of input and of the adapted rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..aggregators.contract import Tensors
 from .bottleneck import Bottleneck
 from .lora import AdaptedLinear, Adapter
 from .lora_sb import Core
@@ -35,14 +36,15 @@ UNMERGEABLE: dict[type[nn.Module], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankChange:
-    """``W[rows] += B A`` of one adapter.
+    """``W[rows] += s B A`` of one adapter.
 
     Args:
         adapter: Name of the adapter in the network.
         weight: Name of W.
         rows: ``(first, last + 1)`` rows of W.
         A: (r, d_in).
-        B: (d_out, r), scale included.
+        B: (d_out, r).
+        scale: s.
     """
 
     adapter: str
@@ -50,16 +52,22 @@ class LowRankChange:
     rows: tuple[int, int]
     A: Tensor
     B: Tensor
+    scale: float = 1.0
+
+    @property
+    def scaled(self) -> Tensor:
+        """``s B``: (d_out, r)."""
+        return self.B if self.scale == 1 else self.scale * self.B
 
     @property
     def product(self) -> Tensor:
         """(d_out, d_in) float64."""
-        return self.B.double() @ self.A.double()
+        return self.scale * (self.B.double() @ self.A.double())
 
 
 @torch.no_grad()
 def low_rank_changes(network: Network) -> tuple[LowRankChange, ...]:
-    """What the adapters of a network change, in model order, at the rank they were loaded with."""
+    """What the adapters of a network change, in model order, at the rank they were loaded with; A and B are views."""
     return tuple(_changes(network))
 
 
@@ -67,17 +75,18 @@ def _changes(network: Network) -> Iterator[LowRankChange]:
     for prefix, layer in network.named_modules():
         if isinstance(layer, AdaptedLinear):
             for name, rows in layer.rows.items():
-                A, B = _factors(layer.get_submodule(name))
-                yield LowRankChange(adapter=f"{prefix}.{name}", weight=f"{prefix}.weight", rows=rows, A=A, B=B)
+                adapter, weight = layer.get_submodule(name), f"{prefix}.weight"
+                A, B, scale = factors(adapter)
+                yield LowRankChange(adapter=f"{prefix}.{name}", weight=weight, rows=rows, A=A, B=B, scale=scale)
 
 
-def _factors(adapter: nn.Module) -> tuple[Tensor, Tensor]:
-    """A and B with the scale in it; R of LoRA-SB belongs to B."""
+def factors(adapter: nn.Module) -> tuple[Tensor, Tensor, float]:
+    """A, B and s of an adapter, cut to the rank that is loaded; R of LoRA-SB belongs to B."""
     if isinstance(adapter, Core):
-        return adapter.A.detach().clone(), adapter.scale * (adapter.B @ adapter.R.detach())
+        return adapter.A.detach(), adapter.B.detach() @ adapter.R.detach(), adapter.scale
     assert isinstance(adapter, Adapter)
-    A, B = adapter.A.detach()[: adapter.rank], adapter.B.detach()[:, : adapter.rank]
-    return A.clone(), adapter.scale * B
+    rank = adapter.rank
+    return adapter.A.detach()[:rank], adapter.B.detach()[:, :rank], adapter.settings.scale(rank)
 
 
 def plain_state(network: Network) -> dict[str, Tensor]:
@@ -97,12 +106,26 @@ def merged_state(network: Network) -> dict[str, Tensor]:
     """
     check_mergeable(network)
     state = plain_state(network)
+    merged = changed(state, low_rank_changes(network))
+    return {name: value.clone() if value is state[name] else value for name, value in merged.items()}
+
+
+@torch.no_grad()
+def changed(weights: Tensors, changes: Iterable[LowRankChange]) -> dict[str, Tensor]:
+    """Weights with changes in them; those that nothing changes are not copied.
+
+    Sums in float64, rounded to the type of the weight.
+
+    Args:
+        weights: By name.
+        changes: Of some of them.
+    """
     sums: dict[str, Tensor] = {}
-    for change in low_rank_changes(network):
+    for change in changes:
         if change.weight not in sums:
-            sums[change.weight] = state[change.weight].to(torch.float64, copy=True)
+            sums[change.weight] = weights[change.weight].to(torch.float64, copy=True)
         sums[change.weight][slice(*change.rows)] += change.product
-    return {name: sums[name].to(value.dtype) if name in sums else value.clone() for name, value in state.items()}
+    return {name: sums[name].to(value.dtype) if name in sums else value for name, value in weights.items()}
 
 
 def check_mergeable(network: Network) -> None:

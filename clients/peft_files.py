@@ -76,8 +76,8 @@ class PeftAdapter:
     """What a PEFT file changes in a network, in our names.
 
     Args:
-        changes: Low-rank changes of weights, the scale in B. Read from a file, those of a fused projection are parted
-            into q, k and v, so that ``adapter`` and ``rows`` are those of LoRA in our networks.
+        changes: Low-rank changes of weights, of scale 1: it lies in B. Read from a file, those of a fused projection
+            are parted into q, k and v, so that ``adapter`` and ``rows`` are those of LoRA in our networks.
         saved: Tensors that take the place of the base's.
     """
 
@@ -140,7 +140,7 @@ def _fused(network: Network, weight: str, changes: list[LowRankChange]) -> LowRa
     B = changes[0].B.new_zeros(d_out, sum(len(change.A) for change in changes))
     first = 0
     for change in changes:
-        B[slice(*change.rows), first : first + len(change.A)] = change.B
+        B[slice(*change.rows), first : first + len(change.A)] = change.scaled
         first += len(change.A)
     return LowRankChange(
         adapter=changes[0].adapter,

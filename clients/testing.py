@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import pickle
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..aggregators.contract import Layout, Pair, Tensors
+from ..datasets.door import check_frozen
 from .contract import Method, Ranked, rank_of
 from .losses import Loss
 from .network import Model, Network
@@ -97,11 +97,7 @@ def _check_mapped(loss: Loss, logits: Tensor, labels: Tensor) -> None:
 
 def _check_plain(plugin: Any) -> None:
     """Frozen, with keyword arguments, and the same on the other side of a pickle."""
-    assert not isinstance(plugin, type), f"expected an object, such as {plugin.__name__}(), got the class"
-    assert dataclasses.is_dataclass(plugin), f"expected a dataclass, got {type(plugin).__name__}"
-    assert getattr(type(plugin), "__dataclass_params__").frozen, "expected a frozen dataclass"  # noqa: B009  # untyped
-    positional = [field.name for field in dataclasses.fields(plugin) if field.init and not field.kw_only]
-    assert not positional, f"expected keyword-only fields, these are not: {positional}"
+    check_frozen(plugin)
     assert pickle.loads(pickle.dumps(plugin)) == plugin, "expected an equal object out of a pickle"
 
 

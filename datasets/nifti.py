@@ -9,8 +9,11 @@ Legend: S slices, H rows, W columns, C foreground classes; X, Y, Z the array axe
 from __future__ import annotations
 
 import gzip
+import logging
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import nibabel as nib
 import numpy as np
+from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
@@ -35,8 +39,11 @@ AFFINE_TOLERANCE = 1e-3
 PLANES = 16
 """How many planes of X x Y voxels are in memory twice while a file is read."""
 
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
 """What nibabel and gzip raise at damaged files."""
+
+BEGINNING = 1024
+"""So many bytes hold the header of either version (348 and 540)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +53,14 @@ class NiftiFile:
     Args:
         path: The file.
         image: Its nibabel image.
+        zooms: Steps along X, Y and Z as they stand in the file, in the unit of its header.
         shape: (X, Y, Z) of the volume.
         channel: Which volume along a fourth axis.
     """
 
     path: Path
     image: Any
+    zooms: tuple[float, float, float]
     shape: tuple[int, int, int]
     channel: int
 
@@ -171,8 +180,8 @@ def reading_problems(
 
 
 def case_name(path: Path) -> str:
-    """The name of a file without ``.nii`` or ``.nii.gz``."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    """The name of a file without ``.nii`` or ``.nii.gz``, in small letters or capitals."""
+    return re.sub(r"(\.nii)?(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def write_prediction(path: Path, labels: NDArray[np.uint8], volume: Volume) -> None:
@@ -224,7 +233,8 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], *, like: Path, slice_
     """Puts labels back on the grid of the image they were predicted for, voxel for voxel.
 
     Affine, sform and qform with their codes, zooms and units are those of ``like``; the data type is uint8 without
-    scaling. The file appears whole or not at all, and the same labels give the same bytes.
+    scaling. What its header says of the intensities or of the patient (intent, auxiliary file, name in a data base,
+    extensions) is left behind. The file appears whole or not at all, and the same labels give the same bytes.
 
     Args:
         path: ``.nii`` or ``.nii.gz``; its folder is made where it is missing.
@@ -240,7 +250,7 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], *, like: Path, slice_
 
 def _write_like(path: Path, values: NDArray[Any], like: Path, slice_axis: int, what: str) -> None:
     """Values (S, H, W) in their dtype, with the header of the image that they belong to."""
-    source = _load(like)
+    source, _ = _load(like)
     shape = tuple(source.shape[:3])
     on_grid = np.moveaxis(values, 0, slice_axis)
     if on_grid.shape != shape:
@@ -250,7 +260,18 @@ def _write_like(path: Path, values: NDArray[Any], like: Path, slice_axis: int, w
     header.set_data_dtype(values.dtype)
     header["cal_min"], header["cal_max"] = 0, 0
     header["descrip"] = DESCRIPTIONS[what]
+    _forget_the_image(header)
     write_nifti(path, nifti_image(on_grid, None, header))
+
+
+def _forget_the_image(header: Any) -> None:
+    """Removes what a header says of the intensities of its image, or of the patient."""
+    header.set_intent("none")
+    for name in {"aux_file", "db_name"} & set(header.keys()):
+        header[name] = b""
+    if header.extensions:
+        header.extensions = type(header.extensions)()
+        header.set_data_offset(0)  # that is, right behind the header
 
 
 DESCRIPTIONS = {"labels": b"label map", "probabilities": b"probability"}
@@ -266,7 +287,7 @@ def nifti_image(array: NDArray[Any], affine: NDArray[Any] | None, header: Any = 
 def write_nifti(path: Path, image: Any) -> None:
     """Writes a nibabel image whole or not at all; compressed files carry no date: bytes depend on content only."""
     content = image.to_bytes()
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)
     write_whole(path, content)
 
@@ -282,16 +303,16 @@ def open_nifti(path: Path, channel: int | None = None, channel_names: Sequence[s
     Raises:
         DataError: what is wrong with the file.
     """
-    image = _load(path)
+    image, zooms = _load(path)
     shape = tuple(int(length) for length in image.shape)
     single = len(shape) == 3 or shape[3:] == (1,)
     if not (single if channel is None else len(shape) == 4 and channel < shape[3]):
         raise _fault(path, _dimensions(shape, channel, channel_names))
-    if 0 in shape:
+    if min(shape) < 1:
         raise _fault(path, f"expected a volume with voxels, got shape {shape}")
     if image.dataobj.dtype.kind not in "biuf":
         raise _fault(path, f"expected one real number per voxel, got data type {image.dataobj.dtype}")
-    return NiftiFile(path=path, image=image, shape=(shape[0], shape[1], shape[2]), channel=channel or 0)
+    return NiftiFile(path=path, image=image, zooms=zooms, shape=(shape[0], shape[1], shape[2]), channel=channel or 0)
 
 
 def _dimensions(shape: tuple[int, ...], channel: int | None, names: Sequence[str]) -> str:
@@ -303,19 +324,47 @@ def _dimensions(shape: tuple[int, ...], channel: int | None, names: Sequence[str
     return f"expected a volume of 3 dimensions (a 4th of length 1 is dropped), got shape {shape}{advice}"
 
 
-def _load(path: Path) -> Any:
-    """A nibabel image, voxels not yet read."""
+def _load(path: Path) -> tuple[Any, tuple[float, float, float]]:
+    """A nibabel image, voxels not yet read; and the first three zooms as they stand in the file."""
     if not path.is_file():
         raise _fault(path, "expected a NIfTI file (.nii, .nii.gz), found none there")
     if not is_nifti(path):
         raise _fault(path, "expected a NIfTI file (.nii, .nii.gz), got another suffix")
     try:
-        image = nib.load(path)
+        kind, stored = _stored_header(path)
+        with _own_words():
+            # not nib.load, which looks for scan.nii where the file is called scan.Nii
+            image = kind.from_file_map(kind.make_file_map({"image": str(path)}))
     except UNREADABLE as error:
         raise _fault(path, f"expected a readable NIfTI file, got {_reason(_gzip_error(path) or error)}") from error
-    if not isinstance(image, nib.Nifti1Pair):  # NIfTI-2 is a subclass
-        raise _fault(path, f"expected a NIfTI file, got {type(image).__name__}")
-    return image
+    x, y, z = (float(zoom) for zoom in stored["pixdim"][1:4])
+    return image, (x, y, z)
+
+
+def _stored_header(path: Path) -> tuple[Any, Any]:
+    """The nibabel class of a file, and its header before nibabel mends anything in it."""
+    with _stream(path) as stream:
+        start = stream.read(BEGINNING)
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        header = kind.header_class
+        if header.may_contain_header(start):  # type: ignore[no-untyped-call]  # nibabel is typed in part only
+            size = header.template_dtype.itemsize
+            return kind, header(start[:size], check=False)  # type: ignore[no-untyped-call]
+    raise ImageFileError("no header of NIfTI-1 or NIfTI-2 at its beginning")
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Without nibabel's lines, which name no file, on what is refused here: its own errors and the spacing."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.levelno < imageglobals.error_level and "pixdim" not in record.getMessage()
+
+    imageglobals.logger.addFilter(others)
+    try:
+        yield
+    finally:
+        imageglobals.logger.removeFilter(others)
 
 
 def _gzip_error(path: Path) -> BaseException | None:
@@ -351,29 +400,63 @@ def _blocks(file: NiftiFile) -> Iterator[tuple[slice, NDArray[Any]]]:
     """The voxels in order: positions along Z and (X, Y, n) of them, scaled as the header says; then to the file's end.
 
     Raises:
-        DataError: the file ends early, or its checksum is wrong.
+        DataError: the file ends early, its checksum is wrong, or a few planes do not fit into memory.
     """
     stored = file.image.dataobj
     x, y, z = file.shape
-    plane = x * y * stored.dtype.itemsize
+    start_of_voxels, plane = _bytes_of(file)
     try:
         with _stream(file.path) as stream:
-            stream.seek(stored.offset + file.channel * z * plane)
+            stream.seek(start_of_voxels)
             for start in range(0, z, PLANES):
                 count = min(PLANES, z - start)
                 content = stream.read(count * plane)
                 if len(content) < count * plane:
-                    raise EOFError(f"it ends in plane {start + len(content) // plane + 1} of {z}")
+                    raise _ends_in(start + len(content) // plane, z)
                 block = np.frombuffer(content, stored.dtype).reshape((x, y, count), order="F")
                 yield slice(start, start + count), _scaled(block, float(stored.slope), float(stored.inter))
             while stream.read(1 << 20):  # the checksum of a compressed file comes last
                 pass
     except UNREADABLE as error:
-        raise _fault(file.path, f"expected {file.shape} voxels, the file is damaged: {_reason(error)}") from error
+        raise _damage(file, error) from error
+    except MemoryError as error:
+        raise _too_large(file) from error
+
+
+def _bytes_of(file: NiftiFile) -> tuple[int, int]:
+    """Where the voxels of a volume begin in a file, and how long a plane (X, Y) of them is."""
+    x, y, z = file.shape
+    plane = x * y * int(file.image.dataobj.dtype.itemsize)
+    return int(file.image.dataobj.offset) + file.channel * z * plane, plane
+
+
+def _expect_length(file: NiftiFile) -> None:
+    """Raises DataError where an uncompressed file is shorter than its header says, before memory is asked for."""
+    start, plane = _bytes_of(file)
+    whole = max(0, file.path.stat().st_size - start) // plane
+    if not _is_compressed(file.path) and whole < file.shape[2]:
+        raise _damage(file, _ends_in(whole, file.shape[2]))
+
+
+def _ends_in(whole: int, planes: int) -> EOFError:
+    """What is wrong with a file of so many whole planes."""
+    return EOFError(f"it ends in plane {whole + 1} of {planes}")
+
+
+def _damage(file: NiftiFile, error: BaseException) -> DataError:
+    return _fault(file.path, f"expected {file.shape} voxels, the file is damaged: {_reason(error)}")
+
+
+def _too_large(file: NiftiFile) -> DataError:
+    return _fault(file.path, f"expected a volume that fits into memory, got shape {file.shape}")
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 def _stream(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    return gzip.open(path) if _is_compressed(path) else path.open("rb")
 
 
 def _scaled(block: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
@@ -383,12 +466,13 @@ def _scaled(block: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
 
 def _empty(file: NiftiFile, slice_axis: int, dtype: type[np.generic]) -> tuple[NDArray[Any], NDArray[Any]]:
     """An array (S, H, W) to be filled, and a view of it on the axes of the file."""
+    _expect_length(file)
     shape = list(file.shape)
     shape.insert(0, shape.pop(slice_axis))
     try:
         array = np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:
-        raise _fault(file.path, f"expected a volume that fits into memory, got shape {file.shape}") from error
+        raise _too_large(file) from error
     return array, np.moveaxis(array, 0, slice_axis)
 
 
@@ -434,13 +518,16 @@ def _grid_problems(image: NiftiFile, label: NiftiFile) -> list[str]:
 
 
 def _spacing(file: NiftiFile, slice_axis: int) -> tuple[float, float, float]:
-    """(slice, row, column) spacing in millimetres from the header, whose unit is millimetres where it names none."""
+    """(slice, row, column) spacing in millimetres from the header, whose unit is millimetres where it names none.
+
+    A sign is dropped. Zero is refused, since nobody knows what was meant: nibabel would go on with 1.
+    """
     try:
         unit = file.image.header.get_xyzt_units()[0]
     except KeyError as error:
         raise _fault(file.path, f"expected a unit of length in the header, got the code {error}") from error
     factor = {"meter": 1e3, "micron": 1e-3}.get(unit, 1.0)
-    zooms = [factor * float(zoom) for zoom in file.image.header.get_zooms()[:3]]
+    zooms = [factor * abs(zoom) for zoom in file.zooms]
     if not all(0 < zoom < np.inf for zoom in zooms):
         raise _fault(file.path, f"expected a spacing above 0 mm along every axis, got {zooms}")
     return (zooms.pop(slice_axis), zooms[0], zooms[1])

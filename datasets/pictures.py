@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,10 @@ def check_picture(path: Path) -> None:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture whose pixels may be read. Raises ValueError where anything is wrong, then or in the block."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():  # Pillow warns of large pictures and refuses those of twice that size
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
             _check(path, image)
             yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

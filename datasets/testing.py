@@ -12,7 +12,6 @@ or with :func:`check_image_dataset` where images have a class each.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import Case, Dataset, ImageDataset, Pool, Volume, has_classes
+from .door import check_frozen
 from .images import image_problems
 from .pictures import is_picture
 
@@ -40,7 +40,7 @@ def check_dataset(dataset: Dataset, root: Path | None = None, *, volumes_per_sit
     Raises:
         AssertionError: says what is broken.
     """
-    _check_plugin(dataset)
+    check_frozen(dataset)
     pool = _checked_pool(dataset, root)
     images = [str(case.image) for case in pool.cases]
     assert len(set(images)) == len(images), f"every image may appear once, got {_twice(images)} twice"
@@ -66,8 +66,8 @@ def check_image_dataset(dataset: ImageDataset, root: Path | None = None, *, imag
     Raises:
         AssertionError: says what is broken.
     """
+    check_frozen(dataset)
     assert has_classes(dataset), "expected a class with task = 'classification'"
-    _check_plugin(dataset)
     pool = _checked_pool(dataset, root)
     places = [f"{case.image} row {case.row}" for case in pool.cases]
     assert len(set(places)) == len(places), f"every row of a file may appear once, got {_twice(places)} twice"
@@ -147,14 +147,6 @@ def _check_image(dataset: Dataset, volume: Volume) -> None:
     for name in ("spacing_mm", "slice_axis", "intensities"):
         found, expected = getattr(alone, name), getattr(volume, name)
         assert found == expected, where + f"expected the {name} of the case, {expected}, got {found}"
-
-
-def _check_plugin(dataset: object) -> None:
-    """Frozen, with keyword arguments only."""
-    assert dataclasses.is_dataclass(dataset), f"expected a dataclass, got {type(dataset).__name__}"
-    assert getattr(type(dataset), "__dataclass_params__").frozen, "expected a frozen dataclass"  # noqa: B009  # untyped
-    positional = [field.name for field in dataclasses.fields(dataset) if field.init and not field.kw_only]
-    assert not positional, f"expected keyword-only fields, these are not: {positional}"
 
 
 def _check_targets(pool: Pool) -> None:

@@ -16,10 +16,15 @@ from pathlib import Path
 UNFINISHED = ".unfinished"
 """Ending of what is still being written; its name begins with a dot."""
 
+NAME_BYTES = 255
+"""The longest name of a file on the usual file systems."""
+
 
 def beside(place: Path) -> Path:
     """A path that nobody else uses, in the same folder, for what is not finished."""
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
+    ending = f".{uuid.uuid4().hex[:12]}{UNFINISHED}"
+    name = os.fsencode(place.name)[: NAME_BYTES - len(ending) - 1].decode(errors="ignore")
+    return place.with_name(f".{name}{ending}")
 
 
 def write_whole(path: Path, data: bytes, *, sync: bool = True) -> None:

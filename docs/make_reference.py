@@ -377,8 +377,9 @@ FILES = {
     "and `predicted` as names of classes, and `probability/CLASS` of every class.",
     "overlays/HOSPITAL.npz": "For the report: the largest slice of the best, the median and the worst test volume, "
     "with truth and prediction. Holds image data; absent with `--no-images`.",
-    "trained_on.txt": "A hash per training case, of its image and its row; those of runs that it started from too.",
-    "export/FORMAT": "What `wardround export` wrote, with a model card.",
+    "trained_on.txt": "A hash per training case, of its image and its row; those of models that it began with too. "
+    "`unknown`: and others, which nobody names.",
+    "export/<format>": "What `wardround export` wrote, with a model card.",
     "summary.json": "The scores of the last round and the sums of the ledger; there when the run is finished.",
     "report.html": "One self-contained page: curves, table, traffic, overlays, settings.",
     ".lock": "Keeps a second process out while one works on the run.",

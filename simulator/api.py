@@ -5,11 +5,14 @@ Everything heavy is imported where it is used: opening a run and reading its row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from .results import RunRecords
 from .showing import run_html, run_text, score_of
@@ -18,10 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from ..aggregators.contract import Setting
+    from ..aggregators.contract import Aggregator, Setting
     from .config import Experiment
     from .prediction import Predicted
     from .recording import RecordedRound
+    from .replay import Replayed
     from .reports.run_figure import Beside
     from .run_state import State
     from .trained import Trained
@@ -49,9 +53,10 @@ def run(
     Args:
         experiment: The name of an entry, settings, or an experiment; see :func:`load_experiment`.
         root: Folder of the data (``--data`` of the command line); None: ``WARDROUND_DATA``, or the data set's own.
-        out: Folder of all runs.
+        out: Folder of all runs. A ``~`` in a path is your home directory.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``; None: as the experiment says.
-        quiet: No progress bars.
+        quiet: No progress bars; of a run that was finished before, only what other code or another machine it was made
+            with is printed.
         images: Keep slices of test volumes for the report.
         record_updates: Keep what every hospital was handed and sent, for :meth:`Run.updates` and ``wardround replay``.
         allow_changed_environment: Go on although code, device or threads changed since the run began.
@@ -80,28 +85,33 @@ def run(
         >>> run.state(0), run.rounds
         (State(round=0, tensors=... with ... values), [0, 1])
     """
+    from .overrides import experiment_of
     from .run import run as run_to_the_end
 
     settings = overrides if device is None else {**overrides, "runtime__device": device}
-    outcome = run_to_the_end(
-        load_experiment(experiment, experiments=experiments, **settings),
-        data=None if root is None else Path(root),
-        out=Path(out),
-        quiet=quiet,
-        images=images,
-        record_updates=record_updates,
-        allow_changed_environment=allow_changed_environment,
-        experiments_file=_called(experiment, experiments),
-        log=log,
-    )
+    file, data, folder = _path("experiments", experiments), _path("root", root), _runs_folder(out)
+    with _ordinary_tensors():
+        outcome = run_to_the_end(
+            experiment_of(experiment, file, settings, arguments=_arguments(run)),
+            data=data,
+            out=folder,
+            quiet=quiet,
+            images=images,
+            record_updates=record_updates,
+            allow_changed_environment=allow_changed_environment,
+            experiments_file=_called(experiment, file),
+            log=log,
+        )
     done = Run(outcome.path)
+    done._note = outcome.environment
     if record_updates and not done.manifest.get("record_updates"):
         raise ValueError(
             f"record_updates: {done.path} was finished before, without its updates; remove that folder, or give "
             "another one as `out`"
         )
-    if outcome.note and not quiet:
-        print(outcome.note)
+    said = done.note if quiet else outcome.note
+    if said:
+        print(said)
     return done
 
 
@@ -118,8 +128,9 @@ def load_experiment(
             ``name`` where wanted (it is ``notebook`` otherwise); or an experiment.
         experiments: File of experiments; None: ``./experiments.yaml`` if it exists, else the packaged one.
         overrides: Settings to change, as ``--set`` does: ``rounds=3``, ``method={"lora": {"rank": 8}}``, or with two
-            underscores for a dot, ``method__lora__rank=8``. Numbers of NumPy, tuples, paths and dataclasses such as
-            ``aggregator=FedProx(mu=0.1)`` are welcome.
+            underscores for a dot, ``method__lora__rank=8`` (``**{"method.lora.rank": 8}`` is the same). Numbers of
+            NumPy, tuples, paths and dataclasses such as ``aggregator=FedProx(mu=0.1)`` or ``method__lora=LoRA(rank=8)``
+            are welcome.
 
     Raises:
         ConfigError: with every problem; a ValueError too.
@@ -137,7 +148,8 @@ def load_experiment(
     """
     from .overrides import experiment_of
 
-    return experiment_of(experiment, None if experiments is None else Path(experiments), overrides)
+    file = _path("experiments", experiments)
+    return experiment_of(experiment, file, overrides, arguments=_arguments(load_experiment))
 
 
 def runs(out: Path | str = "runs", name: str | None = None) -> list[Run]:
@@ -154,18 +166,64 @@ def runs(out: Path | str = "runs", name: str | None = None) -> list[Run]:
     """
     from .runs_table import list_runs
 
-    lines = list_runs(Path(out), name).runs
+    lines = list_runs(_path("out", out), name).runs
     return [Run(line.path) for line in lines if line.state != "damaged" and (line.path / "manifest.json").is_file()]
 
 
-def _called(experiment: object, experiments: Path | str | None) -> str:
+def _called(experiment: object, experiments: Path | None) -> str:
     """Where an experiment was defined, for the manifest."""
     from .experiments import open_file
 
     if not isinstance(experiment, str):
         return "Python"
-    file = open_file(None if experiments is None else Path(experiments))
+    file = open_file(experiments)
     return "the packaged experiments.yaml" if file.packaged else str(file.path)
+
+
+def _arguments(function: Any) -> tuple[str, ...]:
+    """What a function takes besides settings."""
+    kinds = inspect.signature(function).parameters
+    return tuple(name for name, each in kinds.items() if each.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+@overload
+def _path(name: str, value: None) -> None: ...
+
+
+@overload
+def _path(name: str, value: Path | str) -> Path: ...
+
+
+def _path(name: str, value: Path | str | None) -> Path | None:
+    """A path as it was given, with the home directory for ``~``. Raises ValueError where it is none."""
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{name}: expected a path, got {value!r}")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise ValueError(f"{name}: expected a path, got {str(value)!r}: {error}") from error
+
+
+def _runs_folder(out: Path | str) -> Path:
+    """The folder of all runs, which need not be there. Raises ValueError where it cannot be one."""
+    if out is None:
+        raise ValueError("out: expected the folder of all runs, got None; leave it out for 'runs'")
+    folder = _path("out", out)
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"out: expected the folder of all runs, got {str(out)!r}, but {place} is a file")
+    return folder
+
+
+@contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """As outside of ``torch.no_grad()`` and ``torch.inference_mode()``: training needs gradients wherever it begins."""
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 class Run:
@@ -174,15 +232,19 @@ class Run:
     Rows and numbers are read when they are asked for; of a run that is still going they are those of now.
 
     Args:
-        path: Its folder, ``runs/<experiment>/<id>``; the run may be going on, or come from another machine.
+        path: Its folder, ``runs/<experiment>/<id>``; the run may be going on, or come from another machine. A ``~`` is
+            your home directory.
 
     Raises:
         ValueError: there is no run.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        if path is None:
+            raise ValueError("path: expected the folder of a run, runs/<experiment>/<id>, got None")
+        self.path = _path("path", path)
         self._records: RunRecords | None = None
+        self._note = ""
         if not (self.path / "manifest.json").is_file():
             raise ValueError(
                 f"{self.path}: expected a run directory, but it has no manifest.json; give a folder "
@@ -214,6 +276,11 @@ class Run:
         from .runs_table import run_line
 
         return run_line(self.path).state
+
+    @property
+    def note(self) -> str:
+        """Of a run that :func:`run` found finished: what was another when it was made (code, machine); else empty."""
+        return self._note
 
     @property
     def finished(self) -> bool:
@@ -313,7 +380,12 @@ class Run:
                 was sent so far.
 
         Returns:
-            A figure of matplotlib, which a notebook shows; ``.savefig(file)`` writes it.
+            A figure of matplotlib; ``.savefig(file)`` writes it. A notebook shows it where ``run.plot()`` is the last
+            expression of a cell, and elsewhere by ``display(run.plot())``: pyplot, whose figures are shown by
+            themselves, does not know it.
+
+        Raises:
+            ValueError: nothing was measured yet, or an unknown ``beside``.
         """
         from .reports.run_figure import run_figure
 
@@ -351,9 +423,9 @@ class Run:
             ValueError: it was not recorded (``record_updates=True``).
         """
         from .recording import read_round
-        from .run_state import UPDATES
+        from .run_state import UPDATES, whole
 
-        return read_round(self.path / UPDATES, round)
+        return read_round(self.path / UPDATES, whole(round))
 
     @property
     def setting(self) -> Setting:
@@ -367,6 +439,24 @@ class Run:
 
         return read_setting(self.path / UPDATES)
 
+    def replay(self, aggregators: Mapping[str, Aggregator] | str) -> list[Replayed]:
+        """Lets aggregators take the server's step on the recorded updates, every round: ``wardround replay``.
+
+        Args:
+            aggregators: By the name to show; or as the command takes them, ``"fedavg, {name: flap_sam, split: left}"``.
+
+        Returns:
+            A step per aggregator and round; ``step.numbers`` are its instruments, ``step.rows()`` those per layer.
+
+        Raises:
+            ValueError: no updates were recorded (``record_updates=True``), or an aggregator needs hospitals that train
+                in another way than they did.
+        """
+        from .replay import replay
+
+        with _ordinary_tensors():
+            return replay(self.path, _aggregators(aggregators))
+
     def trained(self, round: int | None = None, *, device: str = "auto") -> Trained:
         """The model with its aggregator and checkpoint; gives the tensors that are deployed at a hospital.
 
@@ -375,11 +465,13 @@ class Run:
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
         Raises:
-            ValueError: the checkpoint is not there, or the base weights are.
+            ValueError: the checkpoint is not there, or the base weights are absent or other ones.
         """
+        from .run_state import whole
         from .trained import load_trained
 
-        return load_trained(self.path, round_number=round, device=device)
+        with _ordinary_tensors():
+            return load_trained(self.path, round_number=whole(round), device=device)
 
     def network(self, hospital: str | None = None, round: int | None = None, *, device: str = "auto") -> nn.Module:
         """The torch module with a hospital's model in it, made anew by every call.
@@ -388,8 +480,13 @@ class Run:
             hospital: Whose; None: that of a site never seen, which is the global model where there is one.
             round: One of the last two; None: the last one.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+        Raises:
+            ValueError: as :meth:`trained`; or no hospital is given where each has a model of its own alone.
         """
-        return self.trained(round, device=device).load(hospital).model.eval()
+        trained = self.trained(round, device=device)
+        with _ordinary_tensors():
+            return trained.load(hospital).model.eval()
 
     # ---- what can be done with it ------------------------------------------------------------------------------------
 
@@ -420,20 +517,22 @@ class Run:
             quiet: No progress bar.
         """
         from .prediction import predict
+        from .run_state import whole
 
-        several = [images] if isinstance(images, str | Path) else images
-        return predict(
-            self.path,
-            [Path(image) for image in several],
-            Path(out),
-            hospital=hospital,
-            round_number=round,
-            probabilities=probabilities,
-            overlays=overlays,
-            any_intensities=any_intensities,
-            device=device,
-            quiet=quiet,
-        )
+        several = images if isinstance(images, Iterable) and not isinstance(images, str) else [images]
+        with _ordinary_tensors():
+            return predict(
+                self.path,
+                [_path("images", image) for image in several],
+                _path("out", out),
+                hospital=hospital,
+                round_number=whole(round),
+                probabilities=probabilities,
+                overlays=overlays,
+                any_intensities=any_intensities,
+                device=device,
+                quiet=quiet,
+            )
 
     def export(
         self,
@@ -453,21 +552,41 @@ class Run:
             hospital: Whose model; None: that of a site never seen.
             round: One of the last two; None: the last one.
             licence: Of the base, for the model card.
-            base: Also write the base that a PEFT adapter belongs to.
+            base: Also write the base that a PEFT adapter belongs to; only ``peft`` can leave it out.
 
         Returns:
             The folder.
         """
         from .exports import export
+        from .run_state import whole
 
-        folder = None if out is None else Path(out)
-        return export(self.path, form, folder, hospital=hospital, round_number=round, licence=licence, base=base)
+        number, folder = whole(round), _path("out", out)
+        with _ordinary_tensors():
+            return export(self.path, form, folder, hospital=hospital, round_number=number, licence=licence, base=base)
 
     def __repr__(self) -> str:
-        return run_text(self.records, self.status)
+        return run_text(self.records, self.status, self.note)
 
     def _repr_html_(self) -> str:
-        return run_html(self.records, self.status)
+        return run_html(self.records, self.status, self.note)
+
+
+def _aggregators(given: Mapping[str, Aggregator] | str) -> Mapping[str, Aggregator]:
+    """Aggregators by the name to show. Raises ValueError where something else was given."""
+    from .builder import ConfigError
+    from .replay import named_aggregators
+
+    if isinstance(given, str):
+        try:
+            return named_aggregators(given)
+        except ConfigError as error:
+            raise ConfigError(str(problem).removeprefix("--") for problem in error.problems) from error
+    if not isinstance(given, Mapping):
+        raise ValueError(f"aggregators: expected a text, or aggregators by the name to show, got {given!r}")
+    classes = [each.__name__ for each in given.values() if isinstance(each, type)]
+    if classes:
+        raise ValueError(f"aggregators: expected objects, such as {classes[0]}(), got the class")
+    return given
 
 
 def _plain(rows: Sequence[Any]) -> Rows:

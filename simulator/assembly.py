@@ -28,7 +28,7 @@ from ..datasets.contract import Case, Dataset, Federation, Volume, has_classes, 
 from ..datasets.facts import no_facts
 from ..datasets.fingerprints import file_hash, text_hash
 from .assessment import Assessor
-from .builder import resolve
+from .builder import called, resolve
 from .checkpoint import Checkpoint
 from .cohort import Hospital
 from .federation import Federated, initial_memories
@@ -40,8 +40,9 @@ from .results import COMMON
 from .runtime import Runtime
 from .sampling import Cohort, draw, drop
 from .scheduling import draw_of, with_schedule
+from .seen_cases import check_unseen
 from .stages import check_stages
-from .starting import Start, check_unseen, donor_hash, start_of
+from .starting import Start, donor_hash, start_of
 from .volume_assessment import VolumeAssessor
 from .weights import check_rule, rule_of
 
@@ -111,8 +112,9 @@ def locate(experiment: Experiment, data: Path | None, resident: Resident | None 
     found = shared.once("cases", key, partial(_find_cases, experiment, data))
     experiment.evaluation.check(found.federation.classes)
     experiment.cohort.check(len(found.federation.hospitals))
-    check_unseen(experiment, found)
-    return replace(found, weights_hash=weights_hash(experiment))
+    located = replace(found, weights_hash=weights_hash(experiment))
+    check_unseen(experiment, located)
+    return located
 
 
 def weights_hash(experiment: Experiment) -> str:
@@ -167,7 +169,7 @@ def assemble(
     if experiment.start_from is not None and weights_hash(experiment) != located.weights_hash:
         raise ValueError(f"start_from: {experiment.start_from}: it changed while this run began; run it again")
     start = start_of(experiment, _method(experiment, names), len(classes), classes, shared)
-    replica = build_replica(experiment, len(classes), device, names, shared, classes=classes)
+    replica = build_replica(experiment, len(classes), device, names, shared, classes=classes, start=start)
     if experiment.runtime.compile:
         replica.compile()
     prepared = _prepared(experiment, located, device, quiet, shared)
@@ -298,6 +300,7 @@ def build_replica(
     resident: Resident | None = None,
     *,
     classes: Sequence[str] = (),
+    start: Start | None = None,
 ) -> Replica:
     """The model with its adapters, at the largest rank of the federation, on the device.
 
@@ -310,6 +313,7 @@ def build_replica(
         hospitals: Those that train.
         resident: What runs of this process share.
         classes: Names of the C classes: where the run starts from another one, heads of other classes begin anew.
+        start: What the run starts from, where somebody has read it already.
 
     Raises:
         ValueError: ``ranks`` names an unknown hospital, or the method has no rank; or what is started from does not
@@ -318,7 +322,7 @@ def build_replica(
     rng = streams(experiment.seed, "init")
     method = _method(experiment, hospitals)
     shared = resident or Resident()
-    start = start_of(experiment, method, num_classes, classes, shared)
+    start = start or start_of(experiment, method, num_classes, classes, shared)
     base = _base(experiment, num_classes, device, shared, start)
     model = experiment.model.build(num_classes, rng, base)
     layout = method.attach(model)
@@ -363,7 +367,7 @@ def at_largest_rank(method: Method, ranks: Mapping[str, int], hospitals: Sequenc
         return method
     own = rank_of(method)
     if own is None:
-        word = next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__)
+        word = called(METHODS, type(method))
         raise ValueError(f"ranks: expected a method with LoRA or low-rank prompts, got {word}")
     unknown = sorted(set(ranks) - set(hospitals))
     if unknown:

@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
-from .plug_ins import import_class, where
+from .plug_ins import hint_problem, import_class, where
 
 T = TypeVar("T")
 Table = Mapping[str, type]
@@ -121,9 +121,43 @@ def _resolved(hint: Any, value: object, without: type | tuple[type, ...]) -> Any
     return {**_plugin_head(hint, value), **plain} if isinstance(plain, dict) else plain
 
 
-def resolve_field(cls: type, name: str, value: object) -> Any:
-    """The plain values of what a field of a dataclass holds or is to hold, a plug-in with its name."""
-    return _resolved(_hints(cls)[name], value, ())
+def resolve_as(hints: Iterable[Any], value: object) -> Any:
+    """The plain values of what a field with one of these type hints is to hold, a plug-in with its name."""
+    hint = max(hints, key=lambda hint: _suits(hint, value), default=None)
+    return _resolved(hint, value, ())
+
+
+def _suits(hint: Any, value: object) -> int:
+    """How well a value suits a hint: as it says, 2; as a class from outside, 1; not, 0."""
+    table = _table(hint)
+    if table is None:
+        return 2 * (type(value) in map(_bare, _members(_bare(hint))))
+    return 2 if type(value) in table.values() else 1
+
+
+def hints_below(hints: Iterable[Any], key: object) -> list[Any]:
+    """What the type hints say of a key or a place in values of such hints: of every class that may be there.
+
+    Example:
+        >>> from wardround.simulator.sampling import Cohort
+        >>> hints_below([Cohort], "size"), hints_below([Cohort], "seize")
+        ([int | None], [])
+    """
+    found = []
+    for hint in hints:
+        members = [*(_table(hint) or {}).values(), *map(_plain, _members(_plain(hint)))]
+        for member in dict.fromkeys(members):
+            found += _hint_below(member, key)
+    return found
+
+
+def _hint_below(hint: Any, key: object) -> list[Any]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [_hints(hint)[field.name] for field in dataclasses.fields(hint) if field.name == key]
+    origin, items = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(key, int):
+        return [items[0]] if items[-1] is Ellipsis else list(items[key : key + 1])
+    return [items[1]] if isinstance(origin, type) and issubclass(origin, Mapping) else []
 
 
 def differing(value: object) -> dict[str, Any]:
@@ -209,6 +243,17 @@ def word_of(settings: Mapping[str, Any]) -> str | None:
     """
     word = settings.get("name", settings.get("class"))
     return None if word is None else str(word).rpartition(":")[2]
+
+
+def called(table: Table, cls: type) -> str:
+    """The name of a plug-in in its table; of one that is not there, its class.
+
+    Example:
+        >>> class Mine: ...
+        >>> called({"mine": Mine}, Mine), called({}, Mine)
+        ('mine', 'Mine')
+    """
+    return next((name for name, row in table.items() if row is cls), cls.__name__)
 
 
 def unknown(what: str, word: object, known: Iterable[str]) -> str:
@@ -361,12 +406,38 @@ def _import_class(text: object, path: str, problems: list[Problem]) -> Any:
 def _lacking(hint: Any, cls: type) -> str:
     """What the Protocol of a field, or the nearest of several, asks for and a class does not have; empty: nothing."""
     protocols = [member for member in _members(hint) if _protocol(member)]
-    missing = {protocol.__name__: _missing(protocol, cls) for protocol in protocols}
-    if not missing or not all(missing.values()):
+    wrong = {protocol.__name__: _unlike(protocol, cls) for protocol in protocols}
+    if not wrong or not all(wrong.values()):
         return ""
-    return f"{cls.__name__} is " + " and ".join(
-        f"no {protocol}: it has no {', '.join(names)}" for protocol, names in missing.items()
-    )
+    return f"{cls.__name__} is " + " and ".join(f"no {name}: {'; '.join(told)}" for name, told in wrong.items())
+
+
+def _unlike(protocol: type, cls: type) -> list[str]:
+    """What of a Protocol a class does not have, and which of its methods cannot be called as the Protocol says."""
+    missing = _missing(protocol, cls)
+    lacking = [f"it has no {', '.join(missing)}"] if missing else []
+    methods = {name: item for name, item in inspect.getmembers(protocol, inspect.isfunction) if name[0] != "_"}
+    return lacking + [told for name, asked in methods.items() if (told := _other_arguments(name, asked, cls))]
+
+
+def _other_arguments(name: str, asked: Any, cls: type) -> str:
+    """What is wrong with the arguments of a method; empty where nothing is, and for what is no plain method."""
+    own = inspect.getattr_static(cls, name, None)
+    if not inspect.isfunction(own):
+        return ""
+    wanted, taken = inspect.signature(asked), inspect.signature(own)
+    named = [each.name for each in wanted.parameters.values() if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    try:
+        taken.bind(*range(len(wanted.parameters) - len(named)), **dict.fromkeys(named))
+    except TypeError:
+        return f"expected {name}{_arguments(wanted)}, got {name}{_arguments(taken)}"
+    return ""
+
+
+def _arguments(signature: inspect.Signature) -> str:
+    """``(self, path, *, site)``: without hints and defaults."""
+    bare = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
+    return str(inspect.Signature(bare))
 
 
 def _missing(protocol: type, cls: type) -> list[str]:
@@ -481,7 +552,10 @@ _WANTED = {bool: "true or false", int: "a whole number", float: "a finite number
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+    try:
+        return typing.get_type_hints(cls, include_extras=True)
+    except Exception as error:  # a hint is somebody's code
+        raise ConfigError([hint_problem(cls) or f"{cls.__module__}:{cls.__qualname__}: {error}"]) from error
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

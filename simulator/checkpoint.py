@@ -27,10 +27,14 @@ from torch import Tensor
 
 from ..aggregators.contract import ServerState, Setting, Tensors
 from ..clients.hospital import Memory
+from ..datasets.fingerprints import file_hash
 from .files import file_stem, read_json, write_bytes, write_json
 from .tensor_files import below, pack, unpack
 
 Memories = Mapping[str, Memory]
+
+SERVER = "server.safetensors"
+"""File of a round: the state of the server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ class Checkpoints:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        write_bytes(folder / "server.safetensors", pack(_server_tensors(checkpoint)))
+        write_bytes(folder / SERVER, pack(_server_tensors(checkpoint)))
         steps = {name: list(memory.steps) for name, memory in checkpoint.memories.items()}
         write_json(folder / "state.json", {"round": checkpoint.round, "steps": steps, "memory": files})
         write_json(self.folder / "latest.json", {"round": checkpoint.round})
@@ -106,10 +110,14 @@ class Checkpoints:
         folder = self._round(number)
         try:
             state = read_json(folder / "state.json", ("steps", "memory"))
-            saved, _ = unpack(folder / "server.safetensors")
+            saved, _ = unpack(folder / SERVER)
             return saved, {name: self._memory(name, state) for name in state["steps"]}
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{folder}: expected a whole checkpoint of round {number}: {error}") from error
+
+    def server_hash(self, number: int) -> str:
+        """SHA-256 of the file with the server's state after a round."""
+        return file_hash(self._round(number) / SERVER)
 
     def _save_memories(self, checkpoint: Checkpoint, changed: Collection[str]) -> dict[str, str]:
         """Writes the changed memory files; returns the file of every hospital that has one."""

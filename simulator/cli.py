@@ -588,7 +588,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where (auto)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(interrupted="interrupted; the label maps that were done are there")
+    parser.set_defaults(interrupted="interrupted; label maps that were finished before, if any, are kept")
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:

@@ -156,6 +156,9 @@ def run_round(federated: Federated, before: Checkpoint, progress: Progress, watc
         raise  # it names the round itself
     except ValueError as error:
         raise ValueError(f"round {number}: {error}") from error
+    except Exception as error:  # in the code of a plug-in, whose traceback is kept
+        error.add_note(f"in round {number} of {type(federated.aggregator).__name__}")
+        raise
     server = replace(aggregated.server, round=number)
     changed = frozenset(turn.hospital.name for turn in turns)
     return Round(
@@ -264,6 +267,10 @@ def _aggregate(federated: Federated, server: ServerState, updates: list[ClientUp
     if not updates:
         return Aggregated(server=server)
     aggregated = federated.aggregator.aggregate(server, updates, federated.rng("aggregate", number))
+    if not isinstance(aggregated, Aggregated):
+        kind = type(federated.aggregator).__name__
+        problem = f"expected Aggregated(server=...) from {kind}.aggregate, got {aggregated!r}"
+        raise AggregationError(f"round {number}", [problem])
     check_server_state(aggregated.server)
     return aggregated
 

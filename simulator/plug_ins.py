@@ -57,6 +57,35 @@ def class_problem(cls: object) -> str:
             f"{', '.join(forgotten)} of {cls.__name__} can be no settings, as the class is no dataclass itself, only "
             f"its base is: put {DECORATOR} above it"
         )
+    return hint_problem(cls)
+
+
+def hint_problem(cls: type) -> str:
+    """Which field of a dataclass has a type hint that cannot be read, and in which file; empty where all can be."""
+    try:
+        typing.get_type_hints(cls)
+    except Exception:  # a hint is somebody's code
+        told = [problem for base in cls.__mro__ for name in _own_hints(base) if (problem := _hint_problem(base, name))]
+        return told[0] if told else ""
+    return ""
+
+
+def _own_hints(cls: type) -> Mapping[str, Any]:
+    return typing.cast(Mapping[str, Any], vars(cls).get("__annotations__", {}))
+
+
+def _hint_problem(cls: type, name: str) -> str:
+    """What is wrong with one hint: read alone, as that of another class of the same module."""
+    hint = _own_hints(cls)[name]
+    alone = type(cls.__name__, (), {"__annotations__": {name: hint}, "__module__": cls.__module__})
+    try:
+        typing.get_type_hints(alone, localns=dict(vars(cls)))
+    except Exception as error:
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        place = f" ({file})" if file else ""
+        return (
+            f"{name} of {cls.__name__}: its type hint {hint!r} cannot be read: {type(error).__name__}: {error}{place}"
+        )
     return ""
 
 

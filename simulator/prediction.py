@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,18 +26,20 @@ from ..clients.classification import classify, image_source
 from ..clients.evaluation import class_probabilities, label_map, probability_slices
 from ..clients.metrics import LabelMap
 from ..clients.replica import Replica
-from ..datasets.contract import Case, DataError, Dataset, ImageDataset, ReadVolume, Volume, has_classes, with_masks
+from ..datasets.contract import Case, DataError, ImageDataset, ReadVolume, Volume, has_classes, with_masks
 from ..datasets.images import RUN, HospitalImages, PreparedImages, image_problems, resized
 from ..datasets.nifti import write_prediction, write_probabilities
 from ..datasets.pictures import check_picture
 from ..datasets.windows import PreparedVolume, prepare
+from ..datasets.writing import write_whole
 from .config import load_resolved
-from .files import file_stem, write_bytes, write_text
+from .files import file_stem, write_text
 from .modality import foreign
 from .out_of_memory import memory_errors
-from .prediction_inputs import common_place, picture_files, volume_files, volume_name
+from .prediction_inputs import Asked, expect_own_folder, picture_files, volume_files, volume_name
 from .prediction_overlay import overlay
 from .progress import counting
+from .reports.page import count_text
 from .rundir import RunDirectory
 from .runtime import prepare_device
 from .trained import Trained, load_trained
@@ -61,10 +64,9 @@ class Predicted:
     @property
     def text(self) -> str:
         """One line."""
-        many = "s" * (len(self.images) > 1)
         if [path.name for path in self.files] == [CSV]:
-            return f"{len(self.images)} image{many} classified: {self.files[0]}"
-        return f"{len(self.images)} label map{many}: {self.out}"
+            return f"{count_text(len(self.images), 'image')} classified: {self.files[0]}"
+        return f"{count_text(len(self.images), 'label map')}: {self.out}"
 
 
 def predict(
@@ -100,25 +102,28 @@ def predict(
 
     Raises:
         DataError: every problem of the files, before anything is predicted.
-        ValueError: there is no run, round or hospital; images that could not be read, when all others are done.
+        ValueError: there is no run, round or hospital; the folder is the run's own; images that could not be read, when
+            all others are done.
+        OSError: the disk is full or not writable.
     """
+    expect_own_folder(run, out)
     _prepare_device(run, device)
     trained = load_trained(run, round_number=round_number, device=device)
     replica, dataset = trained.load(hospital), trained.experiment.data
     with memory_errors(trained.experiment, replica.device):
         if has_classes(dataset):
             _check_options(probabilities=probabilities, overlays=overlays)
-            return _classify_all(trained, replica, dataset, picture_files(images), out, quiet)
-        files = volume_files(images, out)
-        opened = _opened(with_masks(dataset), files, hospital)
+            return _classify_all(trained, replica, dataset, picture_files(images, out / CSV), out, quiet)
         segmenter = _Segmenter(
             trained=trained,
             replica=replica,
             out=out,
             seen={} if any_intensities else (RunDirectory(run).manifest or {}).get("intensities", {}),
-            extras=[kind for kind, wanted in ((_probabilities, probabilities), (_overlay, overlays)) if wanted],
+            extras=[kind for kind, wanted in ((_PROBABILITIES, probabilities), (_OVERLAY, overlays)) if wanted],
         )
-        return segmenter.all(files, opened, quiet)
+        asked = volume_files(images, out, segmenter.planned)
+        opened = asked.opened(lambda path: with_masks(dataset).open_image(path, site=hospital))
+        return segmenter.all(asked.files, opened, quiet)
 
 
 def _prepare_device(run: Path, device: str) -> None:
@@ -140,24 +145,6 @@ def _check_options(**options: bool) -> None:
 # ---- volumes ---------------------------------------------------------------------------------------------------------
 
 
-def _opened(dataset: Dataset, files: Sequence[Path], site: str | None) -> list[ReadVolume]:
-    """What reads each volume. Raises DataError with every problem of all headers."""
-    if not hasattr(dataset, "open_image"):
-        raise ValueError(
-            f"data: expected a data set that reads images without masks, {type(dataset).__name__} has no method "
-            "open_image; see Dataset in docs/reference/contract.md"
-        )
-    opened, problems = [], list[str]()
-    for path in files:
-        try:
-            opened.append(dataset.open_image(path, site=site))
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(common_place(files), problems)
-    return opened
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Found:
     """A volume with what the model said of it.
@@ -176,12 +163,25 @@ class _Found:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Extra:
+    """What else is written of a volume.
+
+    Args:
+        places: The files, from the segmenter and the name of a volume.
+        write: Writes them.
+    """
+
+    places: Callable[[_Segmenter, str], Sequence[Path]]
+    write: Callable[[_Segmenter, str, _Found], None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Segmenter:
     """Predicts volumes, one after the other.
 
     Args:
         trained: The run's model, loaded.
-        replica: It.
+        replica: Its network.
         out: Where label maps go.
         seen: Intensities of the training volumes; empty: any will do.
         extras: What else to write of a volume.
@@ -191,12 +191,17 @@ class _Segmenter:
     replica: Replica
     out: Path
     seen: Mapping[str, Sequence[float]]
-    extras: Sequence[Callable[[_Segmenter, str, _Found], None]]
+    extras: Sequence[_Extra]
 
     @property
     def batch_size(self) -> int:
         """Slices at once."""
         return self.trained.experiment.evaluation.batch_size
+
+    def planned(self, name: str) -> list[Path]:
+        """Every file that is written for a volume of this name, the label map first."""
+        extras = [place for extra in self.extras for place in extra.places(self, name)]
+        return [self.out / f"{name}.nii.gz", *extras]
 
     def all(self, files: Sequence[Path], opened: Sequence[ReadVolume], quiet: bool) -> Predicted:
         """Every volume whose voxels can be read. Raises ValueError in the end where there are others."""
@@ -216,10 +221,10 @@ class _Segmenter:
         """The label map of one volume, and whatever else is wanted of it."""
         found = self._ask(path, read())
         name = volume_name(path)
-        place = self.out / f"{name}.nii.gz"
+        place, *_ = self.planned(name)
         write_prediction(place, found.labels, found.volume)
-        for write in self.extras:
-            write(self, name, found)
+        for extra in self.extras:
+            extra.write(self, name, found)
         return place
 
     def _ask(self, path: Path, volume: Volume) -> _Found:
@@ -233,32 +238,57 @@ class _Segmenter:
         )
 
 
-def _probabilities(segmenter: _Segmenter, name: str, found: _Found) -> None:
-    """A file of every class. They are made slices at a time, and lie in a temporary file until they are written."""
+def _probability_places(segmenter: _Segmenter, name: str) -> list[Path]:
+    """A file of every label."""
     names = ["background", *segmenter.trained.classes]
     folder = segmenter.out / "probabilities" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        whole = np.memmap(file, np.float32, "w+", shape=(len(names), *found.labels.shape))
+    return [folder / f"{label}-{file_stem(called)}.nii.gz" for label, called in enumerate(names)]
+
+
+def _write_probabilities(segmenter: _Segmenter, name: str, found: _Found) -> None:
+    """They are made slices at a time, of all labels, and wait in a temporary file of one label after the other.
+
+    It is written plainly, not through a memory map: on a full disk that would end the process.
+    """
+    places = _probability_places(segmenter, name)
+    places[0].parent.mkdir(parents=True, exist_ok=True)
+    slices, *plane = found.labels.shape
+    plane_bytes = 4 * math.prod(plane)
+    with tempfile.TemporaryFile(dir=places[0].parent) as file:
         for where, part in probability_slices(found.prepared, found.probabilities, segmenter.batch_size):
-            whole[:, where] = part.swapaxes(0, 1)
-        for label, called in enumerate(names):
-            write_probabilities(folder / f"{label}-{file_stem(called)}.nii.gz", whole[label], found.volume)
+            for label in range(len(places)):
+                file.seek((label * slices + where.start) * plane_bytes)
+                file.write(part[:, label].tobytes())
+        file.seek(0)
+        for place in places:
+            content = file.read(slices * plane_bytes)
+            values = np.frombuffer(content, np.float32).reshape(found.labels.shape)
+            write_probabilities(place, values, found.volume)
 
 
-def _overlay(segmenter: _Segmenter, name: str, found: _Found) -> None:
+def _overlay_places(segmenter: _Segmenter, name: str) -> list[Path]:
     """A picture of one slice."""
-    write_bytes(segmenter.out / f"{name}.png", overlay(found.volume, found.labels, segmenter.trained.classes))
+    return [segmenter.out / f"{name}.png"]
+
+
+def _write_overlay(segmenter: _Segmenter, name: str, found: _Found) -> None:
+    (place,) = _overlay_places(segmenter, name)
+    write_whole(place, overlay(found.volume, found.labels, segmenter.trained.classes))
+
+
+_PROBABILITIES = _Extra(places=_probability_places, write=_write_probabilities)
+_OVERLAY = _Extra(places=_overlay_places, write=_write_overlay)
 
 
 # ---- images with a class each ----------------------------------------------------------------------------------------
 
 
 def _classify_all(
-    trained: Trained, replica: Replica, dataset: ImageDataset, files: Sequence[Path], out: Path, quiet: bool
+    trained: Trained, replica: Replica, dataset: ImageDataset, asked: Asked, out: Path, quiet: bool
 ) -> Predicted:
     """Writes the CSV file of all pictures that can be read. Raises ValueError in the end where there are others."""
-    _check_pictures(files)
+    asked.opened(_check_picture)
+    files = asked.files
     rows, failed = list[tuple[Path, Probabilities]](), list[str]()
     experiment = trained.experiment
     with counting("predicting", quiet=quiet) as announce:
@@ -271,30 +301,21 @@ def _classify_all(
     if rows:
         write_text(out / CSV, _csv(rows, trained.classes))
     _expect_all(failed, len(files), out)
-    return Predicted(out=out, images=tuple(files), files=(out / CSV,))
+    return Predicted(out=out, images=files, files=(out / CSV,))
 
 
-def _check_pictures(files: Sequence[Path]) -> None:
-    """Raises DataError with every problem of all headers."""
-    problems = []
-    for path in files:
-        try:
-            check_picture(path)
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise DataError(common_place(files), problems)
+def _check_picture(path: Path) -> None:
+    """Raises DataError where its header is that of no picture that can be read."""
+    try:
+        check_picture(path)
+    except ValueError as error:
+        raise DataError(path, [str(error)]) from error
 
 
 def _read(
     dataset: ImageDataset, files: Sequence[Path], size: int, failed: list[str]
 ) -> Iterator[tuple[Path, torch.Tensor]]:
     """The pictures (3, size, size) uint8 that can be read; why others cannot goes to ``failed``."""
-    if not hasattr(dataset, "picture"):
-        raise ValueError(
-            f"data: expected a data set that reads pictures from anywhere, {type(dataset).__name__} has no method "
-            "picture; see ImageDataset in docs/reference/contract.md"
-        )
     for path in files:
         try:
             image = dataset.picture(path)

@@ -25,6 +25,7 @@ from .builder import ConfigError, build
 from .files import read_json
 from .randomness import streams
 from .recording import RecordedRound, read_rounds, read_setting
+from .run_state import UPDATES
 from .scheduling import with_schedule
 
 
@@ -77,9 +78,9 @@ def replay(run: Path, aggregators: Mapping[str, Aggregator]) -> list[Replayed]:
     Raises:
         ValueError: nothing was recorded, or an aggregator needs hospitals that train in another way than they did.
     """
-    folder = run / "updates"
+    folder = run / UPDATES
     manifest = run / "manifest.json"
-    if manifest.is_file() and "updates" in read_json(manifest).get("cleaned", []):
+    if manifest.is_file() and UPDATES in read_json(manifest).get("cleaned", []):
         raise ValueError(f"{run}: its updates were removed by `wardround clean`; run it again with --record-updates")
     setting, rounds = read_setting(folder), read_rounds(folder)
     config = yaml12.load(run / "config.yaml")

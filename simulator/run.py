@@ -30,7 +30,7 @@ from .results import COMMON
 from .rundir import HELD, RunDirectory, changes, check_environment, environment, new_manifest, now, run_id
 from .runtime import prepare_device
 from .scoring import Scoring
-from .starting import write_trained_on
+from .seen_cases import write_trained_on
 from .summary import summarise_run
 from .tensorboard import check_log, log_afterwards, logged
 
@@ -46,12 +46,14 @@ class Outcome:
         path: Its folder.
         already_finished: Whether it had been finished before.
         note: What to say about that.
+        environment: The part of it that says that other code or another machine made the run; empty: the same did.
         held: Whether it is done but for its test volumes, which wait.
     """
 
     path: Path
     already_finished: bool
     note: str = ""
+    environment: str = ""
     held: bool = False
 
 
@@ -164,14 +166,14 @@ def _finished_before(directory: RunDirectory, here: Mapping[str, Any], images: b
     if not (directory.path / "report.html").exists():
         write_report(directory.path, images=images)
     changed = changes((directory.manifest or {})["environment"], here)
-    note = "this run was finished before; nothing to do"
-    if changed:
-        note += f" (its environment was another: {'; '.join(changed)}; to repeat it, remove {directory.path})"
+    made = f"its environment was another: {'; '.join(changed)}; to repeat it, remove {directory.path}"
+    other = made if changed else ""
+    note = "this run was finished before; nothing to do" + (f" ({other})" if other else "")
     if not images and (directory.path / "overlays").exists():
         note += "; its report holds slices of images: write it again with `wardround report RUN --no-images`"
     if record_updates and not directory.records_updates:
         note += f"; its updates were not recorded: remove {directory.path} to run it again"
-    return Outcome(path=directory.path, already_finished=True, note=note)
+    return Outcome(path=directory.path, already_finished=True, note=note, environment=other)
 
 
 def run_directory(experiment: Experiment, located: Located, out: Path) -> tuple[RunDirectory, Mapping[str, Any]]:
@@ -179,7 +181,10 @@ def run_directory(experiment: Experiment, located: Located, out: Path) -> tuple[
     from .config import identity, resolve
 
     identifier = run_id(identity(experiment), located.data_hash, located.weights_hash)
-    return RunDirectory(out / experiment.name / identifier), resolve(experiment)
+    config: dict[str, Any] = resolve(experiment)
+    if experiment.start_from is not None:  # found again from any folder
+        config["start_from"] = str(experiment.start_from.expanduser().absolute())
+    return RunDirectory(out / experiment.name / identifier), config
 
 
 def _begin(
@@ -331,11 +336,20 @@ def _finish(directory: RunDirectory, assembled: Assembled, checkpoint: Checkpoin
         scoring = Scoring(assembled=assembled, progress=progress, folder=directory.path, images=images)
         directory.append(scoring.test(checkpoint))
     summary = summarise_run(directory, assembled.assessor.classes)
-    guarantee = assembled.federated.guarantee(summary["rounds"])
-    write_json(directory.path / "summary.json", summary if guarantee is None else {**summary, "privacy": guarantee})
+    write_json(directory.path / "summary.json", {**summary, **_privacy(assembled, summary["rounds"])})
     used = asdict(assembled.features.use)
     directory.update_manifest(state="finished", finished=now(), features=used, rows=directory.count_rows())
     write_report(directory.path, images=images)
+
+
+def _privacy(assembled: Assembled, rounds: int) -> dict[str, str]:
+    """``privacy``: what the run promises; nothing without privacy. A model that it started from saw cases before it."""
+    guarantee = assembled.federated.guarantee(rounds)
+    if guarantee is None:
+        return {}
+    started = assembled.started_from is not None
+    alone = "; of the rounds of this run alone, what the model it started from has seen is not covered"
+    return {"privacy": guarantee + (alone if started else "")}
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -5,9 +5,11 @@ Nothing is built for it: neither the model nor the data need be there.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from ..aggregators.contract import Tensors
 from .checkpoint import Checkpoints
@@ -42,6 +44,26 @@ class State:
         return f"State(round={self.round}, tensors={len(self.tensors)} with {count:,} values)"
 
 
+@overload
+def whole(number: None) -> None: ...
+
+
+@overload
+def whole(number: int) -> int: ...
+
+
+def whole(number: int | None) -> int | None:
+    """The number of a round, one of NumPy too; None stays None. Raises ValueError for all else, also 1.0 and True."""
+    if number is None:
+        return None
+    try:
+        if isinstance(number, bool):
+            raise TypeError
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"round: expected a whole number, got {number!r}") from None
+
+
 def saved_rounds(path: Path) -> list[int]:
     """The rounds whose state is there: those of the last checkpoints, and those before a recorded round."""
     before = {number - 1 for number in recorded(path / UPDATES)}
@@ -56,8 +78,9 @@ def read_state(path: Path, number: int | None = None) -> State:
         number: Which round, 0 before training; None: the last one that is there.
 
     Raises:
-        ValueError: the state after this round was not kept, or a file is damaged.
+        ValueError: the state after this round was not kept, it is no whole number, or a file is damaged.
     """
+    number = whole(number)
     there = saved_rounds(path)
     if not there:
         raise ValueError(

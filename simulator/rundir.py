@@ -39,6 +39,11 @@ ROWS = ("metrics", "cases", "ledger", "instruments", "timing", "across", "confus
 _PACKAGE = Path(__file__).parent.parent
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file()
+
+
 class RunDirectory:
     """One run on disk.
 

@@ -55,14 +55,15 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def run_text(records: RunRecords, status: str) -> str:
-    """``Run('runs/tiny/e30c9dc1bea6'): finished, round 2 of 2, Dice 0.027``."""
-    return f"Run({str(records.path)!r}): {_how_far(records, status)}"
+def run_text(records: RunRecords, status: str, note: str = "") -> str:
+    """``Run('runs/tiny/e30c9dc1bea6'): finished, round 2 of 2, Dice 0.027``, and what else there is to know of it."""
+    return f"Run({str(records.path)!r}): {_how_far(records, status)}{f' ({note})' if note else ''}"
 
 
-def run_html(records: RunRecords, status: str) -> str:
+def run_html(records: RunRecords, status: str, note: str = "") -> str:
     """The same, and the score of every hospital."""
     title = tag("p", "run ", tag("code", str(records.path)), f": {_how_far(records, status)}")
+    title = join([title, tag("p", note)]) if note else title
     cost = f"{bytes_text(records.bytes_down + records.bytes_up)} sent, {seconds_text(records.seconds)}"
     scores = [score for score in records.final() if score.score is not None]
     if not scores:

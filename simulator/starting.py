@@ -3,41 +3,34 @@
 The donor is a run directory, of which the last checkpoint counts (the model as it is deployed at a site never seen), or
 a folder with ``adapter_config.json``. What is taken, merged and begun anew: :mod:`~wardround.clients.donor`.
 
-A case that the donor was trained on must not be scored by the new run: every run keeps the hashes of the cases that it
-and those before it were trained on in ``trained_on.txt``, and exports carry them.
+A case that the donor was trained on must not be scored by the new run: :mod:`.seen_cases`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..aggregators.contract import Tensors
-from ..clients import weight_files
-from ..clients.contract import Method
-from ..clients.donor import Donor, Factors, Plan, begin, plan, taken_apart, weights_for
-from ..clients.network import Model
-from ..clients.peft_files import PeftAdapter, read_peft
-from ..datasets.contract import Case
+from ..aggregators.local import Local
+from ..clients import MODELS
+from ..clients.contract import Method, at_rank, rank_of
+from ..clients.donor import Donor, Plan, begin, plan, taken_apart, weights_for
+from ..clients.merged import LowRankChange
+from ..clients.network import Model, Network
+from ..clients.peft_files import CONFIG, PeftAdapter, read_peft
 from ..datasets.fingerprints import file_hash, text_hash
-from ..datasets.overlaps import COLLECTIONS, name_of, overlapping
-from .builder import resolve
-from .files import write_text
+from .builder import PLUGIN_KEYS, called, resolve, word_of
 from .randomness import streams
 from .resident import Resident
-from .rundir import RunDirectory, run_id
+from .rundir import RunDirectory, is_run, run_id
 
 if TYPE_CHECKING:
-    from .assembly import Located
     from .config import Experiment
-
-TRAINED_ON = "trained_on.txt"
-"""File of a run directory: a SHA-256 per training case, sorted, one per line."""
 
 _FREE = ("weights", "heads", "pretrained_on")
 """Settings of a model that say where its values come from, not what it is."""
@@ -66,14 +59,14 @@ class Start:
         """``started_from`` of the manifest."""
         return {**self.origin, **self.plan.names()}
 
-    def weights(self, experiment: Experiment, num_classes: int) -> dict[str, Any]:
+    def weights(self, experiment: Experiment, num_classes: int) -> dict[str, Tensor]:
         """All tensors of the new network without adapters, on the CPU."""
         model = experiment.model
         loaded = model.pretrained(num_classes) if self.base else {}
         network = model.build(num_classes, streams(experiment.seed, "init"), loaded)
         return weights_for(self.donor, self.plan, network.state_dict())
 
-    def begin(self, network: Any) -> None:
+    def begin(self, network: Network) -> None:
         """Sets the adapters of the new network, which are initialised already."""
         begin(network, self.donor, self.plan)
 
@@ -109,18 +102,25 @@ def start_of(
     key = text_hash(donor, model.weights_hash(), resolve(model), list(classes), num_classes)
     found = shared.once("donor", key, lambda: _read(path, experiment, num_classes, tuple(classes)))
     bare, network = model.build_meta(num_classes), model.build_meta(num_classes)
-    method.attach(network)
+    smallest = _at_smallest_rank(experiment, method)
+    smallest.attach(network)
     try:
         made = plan(found.donor, network, bare, tuple(classes) or None)
     except ValueError as error:
         raise ValueError(f"start_from: {path}: {error}") from error
-    whole = text_hash(key, type(method).__qualname__, resolve(method), experiment.seed)
+    whole = text_hash(key, type(method).__qualname__, resolve(method), resolve(smallest), experiment.seed)
     return Start(donor=found.donor, plan=made, origin=found.origin, base=found.base, key=whole)
+
+
+def _at_smallest_rank(experiment: Experiment, method: Method) -> Method:
+    """The method at the rank of the hospital that has the lowest: an adapter goes on where all of them can hold it."""
+    own = rank_of(experiment.method)
+    return method if own is None else at_rank(method, min((own, *experiment.ranks.values())))
 
 
 def _read(path: Path, experiment: Experiment, num_classes: int, classes: tuple[str, ...]) -> _Found:
     folder = path.expanduser()
-    if _is_run(folder):
+    if is_run(folder):
         return _read_run(path, experiment.model)
     return _read_adapter(path, experiment, num_classes, classes)
 
@@ -130,6 +130,11 @@ def _read_run(path: Path, ours: Model) -> _Found:
     from .trained import load_trained
 
     trained = load_trained(path.expanduser(), device="cpu")
+    if isinstance(trained.aggregator, Local):
+        raise ValueError(
+            f"start_from: {path}: expected a run with a model of all, got one with the aggregator local, where every "
+            "hospital has its own; start from an export of one: `wardround export --format peft --hospital NAME`"
+        )
     theirs = trained.experiment.model
     _check_model(path, _settings(theirs), _settings(ours))
     _check_weights(path, theirs.weights, theirs.weights_hash(), ours)
@@ -140,12 +145,20 @@ def _read_run(path: Path, ours: Model) -> _Found:
 def _read_adapter(path: Path, experiment: Experiment, num_classes: int, classes: tuple[str, ...]) -> _Found:
     """An adapter of PEFT on its own ``base/``, or else on the base of the experiment."""
     ours = experiment.model
-    folder, said = path.expanduser(), _origin(path.expanduser())
+    from .exports.origin import BASE, FILE, read_origin
+
+    folder = path.expanduser()
+    said = read_origin(folder) if (folder / FILE).is_file() else {}
     theirs = said.get("model")
     if isinstance(theirs, Mapping):
         _check_model(path, _plain_settings(theirs), _settings(ours))
-    base = folder / "base"
+    base = folder / BASE
     has_base = base.is_dir()
+    if not has_base and said.get("started_from"):
+        raise ValueError(
+            f"start_from: {path}: expected an export with its base, as its run started from another one and no weights "
+            f"file holds what that had learned; got one without the folder {BASE}: export the run again, with it"
+        )
     if said.get("weights_hash") and Path(ours.weights).expanduser() != base:
         _check_weights(path, str(base if has_base else (theirs or {}).get("weights")), said["weights_hash"], ours)
     if not has_base and said.get("weights_hash") == "random" and said.get("seed") != experiment.seed:
@@ -163,7 +176,7 @@ def _read_adapter(path: Path, experiment: Experiment, num_classes: int, classes:
     donor = Donor(
         weights={**weights, **adapter.saved},
         whole=False,
-        factors=tuple(_factors(adapter, network)),
+        factors=_changes(adapter, network),
         classes=known,
     )
     origin = {"path": str(path), "run": said.get("run"), "round": said.get("round")}
@@ -180,16 +193,15 @@ def _of_base(ours: Model, base: Path, num_classes: int, same_classes: bool) -> T
     return there.pretrained(num_classes)
 
 
-def _factors(adapter: PeftAdapter, network: nn.Module) -> Iterator[Factors]:
-    """The low-rank changes of an adapter of PEFT."""
+def _changes(adapter: PeftAdapter, network: nn.Module) -> tuple[LowRankChange, ...]:
+    """The low-rank changes of an adapter of PEFT; ValueError where they are none of this network."""
     shapes = {name: value.shape for name, value in network.named_parameters()}
     unknown = sorted(change.weight for change in adapter.changes if change.weight not in shapes)
     if unknown:
         raise ValueError(
             f"start_from: expected changes of weights of this model, got {len(unknown)} others, such as {unknown[:3]}"
         )
-    for change in adapter.changes:
-        yield Factors(weight=change.weight, rows=change.rows, A=change.A, B=change.B)
+    return adapter.changes
 
 
 # ---- what it is ------------------------------------------------------------------------------------------------------
@@ -204,11 +216,13 @@ def donor_hash(path: Path) -> str:
         ValueError: there is no such folder, or it is neither of the two.
     """
     folder = path.expanduser()
-    if _is_run(folder):
+    if is_run(folder):
         return _run_hash(path, RunDirectory(folder))
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise ValueError(_neither(path, folder))
-    inside = (folder, folder / "base") if (folder / "base").is_dir() else (folder,)
+    from .exports.origin import BASE
+
+    inside = (folder, folder / BASE) if (folder / BASE).is_dir() else (folder,)
     files = sorted(file for one in inside for file in one.iterdir() if file.is_file() and file.name != "README.md")
     return text_hash("adapter", [[file.relative_to(folder).as_posix(), file_hash(file)] for file in files])
 
@@ -225,13 +239,12 @@ def _run_hash(path: Path, directory: RunDirectory) -> str:
         )
     experiment = load_resolved(directory.path / "config.yaml")
     run = run_id(identity(experiment), manifest["data_hash"], weights_hash(experiment))
-    state = directory.checkpoints.folder / f"round-{number:04d}" / "server.safetensors"
-    return text_hash("run", run, number, file_hash(state))
+    return text_hash("run", run, number, directory.checkpoints.server_hash(number))
 
 
 def _neither(path: Path, folder: Path) -> str:
     """What is wrong with a folder that is no donor."""
-    expected = "expected a run directory (runs/<experiment>/<id>) or a folder with adapter_config.json"
+    expected = f"expected a run directory (runs/<experiment>/<id>) or a folder with {CONFIG}"
     if not folder.exists():
         return f"start_from: {path}: {expected}, got nothing; it was moved or removed, put it back or give another one"
     if (
@@ -246,10 +259,6 @@ def _neither(path: Path, folder: Path) -> str:
     return f"start_from: {path}: {expected}, got another folder"
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file()
-
-
 def _run_name(path: Path) -> str:
     """The id of a run."""
     return str((RunDirectory(path.expanduser()).manifest or {})["id"])
@@ -257,18 +266,22 @@ def _run_name(path: Path) -> str:
 
 def _settings(model: Model) -> dict[str, Any]:
     """What a model is, without where its values come from."""
-    return {"type": type(model).__qualname__.lower(), **_plain_settings(resolve(model))}
+    return _plain_settings({"name": called(MODELS, type(model)), **resolve(model)})
 
 
 def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in (*_FREE, "name", "class")}
+    """By the path of each setting; the name of the model, or its class, is that of the plug-in itself."""
+    plain = {f"model.{key}": value for key, value in settings.items() if key not in (*_FREE, *PLUGIN_KEYS)}
+    return {"model": word_of(settings), **plain}
 
 
 def _check_model(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raises ValueError with all settings in which two models differ."""
     differ = [key for key in theirs if key in ours and theirs[key] != ours[key]]
     if differ:
-        found = "; ".join(f"model.{key}: expected {theirs[key]!r}, got {ours[key]!r}" for key in differ)
+        if "model" in differ:  # the settings of another model say nothing
+            differ = ["model"]
+        found = "; ".join(f"{key}: expected {theirs[key]!r}, got {ours[key]!r}" for key in differ)
         raise ValueError(f"start_from: {path}: expected the same model as there; {found}")
 
 
@@ -279,122 +292,3 @@ def _check_weights(path: Path, name: str, digest: str, ours: Model) -> None:
             f"start_from: {path}: model.weights: expected the base that it was trained on, {name!r}, as its frozen "
             f"weights are taken over, got {ours.weights!r}; set model.weights={name}"
         )
-
-
-def _origin(folder: Path) -> dict[str, Any]:
-    """What ``wardround.json`` of an export says; nothing for the folders of others."""
-    file = folder / "wardround.json"
-    return weight_files.read_json(file) if file.is_file() else {}
-
-
-# ---- what it has seen ------------------------------------------------------------------------------------------------
-
-
-def case_hash(case: Case, hashes: Mapping[Path, str]) -> str:
-    """SHA-256 of the image of a case: the bytes of its files, masks aside, and its row in them.
-
-    Args:
-        case: The case.
-        hashes: SHA-256 of its files.
-    """
-    images = dict.fromkeys((case.image, *case.parts))
-    return hashlib.sha256("/".join([*(hashes[path] for path in images), str(case.row)]).encode()).hexdigest()
-
-
-def trained_on(experiment: Experiment, located: Located) -> list[str]:
-    """The lines of ``trained_on.txt``: the training cases of a run and of all those that it starts from, sorted."""
-    own = {case_hash(case, located.file_hashes) for case in _sides(located)["train"]}
-    before = frozenset() if experiment.start_from is None else _seen(experiment.start_from) or frozenset()
-    return sorted(own | before)
-
-
-def write_trained_on(folder: Path, experiment: Experiment, located: Located) -> None:
-    """Writes ``trained_on.txt`` into a run directory."""
-    write_text(folder / TRAINED_ON, "".join(f"{line}\n" for line in trained_on(experiment, located)))
-
-
-def read_trained_on(folder: Path) -> frozenset[str]:
-    """The lines of a run's ``trained_on.txt``.
-
-    Raises:
-        ValueError: there is none.
-    """
-    file = folder / TRAINED_ON
-    if not file.is_file():
-        raise ValueError(
-            f"start_from: {folder}: expected {TRAINED_ON}, which says what it was trained on and which runs of an "
-            "earlier version do not have; run it again"
-        )
-    return frozenset(file.read_text(encoding="utf-8").split())
-
-
-def _seen(path: Path) -> frozenset[str] | None:
-    """The cases that a donor was trained on; None where nobody says."""
-    folder = path.expanduser()
-    if _is_run(folder):
-        return read_trained_on(folder)
-    lines = _origin(folder).get("trained_on")
-    return None if lines is None else frozenset(map(str, lines))
-
-
-def check_unseen(experiment: Experiment, located: Located) -> None:
-    """Refuses to score what the donor was trained on.
-
-    Raises:
-        ValueError: with the number of the cases and some of their names, or with the collections of images that the
-            donor's base and data share with the data set.
-    """
-    path = experiment.start_from
-    if path is None:
-        return
-    seen = _seen(path) or frozenset()
-    found = {
-        side: [case.name for case in cases if case_hash(case, located.file_hashes) in seen]
-        for side, cases in _sides(located).items()
-        if side != "train"
-    }
-    problems = [_seen_cases(side, names) for side, names in found.items() if names]
-    problems += overlapping(experiment.data, list(dict.fromkeys(_collections(path, name_of(experiment.data)))))
-    if problems:
-        raise ValueError(
-            f"start_from: {path}: expected a model that has not seen the cases it is scored on; {'; '.join(problems)}. "
-            "Start from a run with the same split of the same data, or from one of other data"
-        )
-
-
-def _seen_cases(side: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    word = "case" if len(names) == 1 else "cases"
-    return f"it was trained on {len(names)} {side} {word}: {', '.join(names[:5])}{more}"
-
-
-def _sides(located: Located) -> dict[str, list[Case]]:
-    """All cases of a federation by what they are for."""
-    from .assembly import all_cases
-
-    sides: dict[str, list[Case]] = {"train": []}
-    for _, side, case in all_cases(located.federation):
-        sides.setdefault(side, []).append(case)
-    return sides
-
-
-def _collections(path: Path, ours: str) -> Iterator[str]:
-    """Collections of images that a donor, those before it and their bases have seen, other than the new run's own."""
-    from .config import load_resolved
-
-    folder = path.expanduser()
-    if not _is_run(folder):
-        said = _origin(folder)
-        yield from said.get("model", {}).get("pretrained_on", ())
-        data = said.get("data", {})
-        name = data.get("flag", data.get("name"))
-        if name in COLLECTIONS and name != ours:
-            yield name
-        return
-    experiment = load_resolved(folder / "config.yaml")
-    yield from experiment.model.pretrained_on
-    name = name_of(experiment.data)
-    if name in COLLECTIONS and name != ours:
-        yield name
-    if experiment.start_from is not None:
-        yield from _collections(experiment.start_from, ours)

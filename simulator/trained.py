@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..aggregators.contract import Aggregator, HospitalInfo, Tensors
+from ..aggregators.local import Local
 from ..clients.replica import Replica
 from .assembly import build_replica, setting_of, weights_hash
 from .checkpoint import Checkpoint
@@ -58,9 +59,14 @@ class Trained:
             hospital: At one of the hospitals that trained; None: at a site never seen.
 
         Raises:
-            ValueError: there is no such hospital.
+            ValueError: there is no such hospital; or none is given, and each has a model of its own alone.
         """
         deploy, server = self.aggregator.deploy, self.checkpoint.server
+        if hospital is None and isinstance(self.aggregator, Local):
+            raise ValueError(
+                f"{self.path}: expected a hospital, as each of them trained for itself and there is no model of all; "
+                f"got none: choose one of {', '.join(self.hospitals)}"
+            )
         if hospital is None:
             return deploy(server, None, {})
         if hospital not in self.hospitals:

@@ -19,9 +19,12 @@ from wardround.clients.training import Training, Workplace
 from wardround.datasets.augment import NoAugment
 from wardround.datasets.contract import Case
 from wardround.datasets.windows import HospitalWindows, PreparedVolume, Windows
+from wardround.simulator import run as run_module
 from wardround.simulator.assembly import make_setting
 from wardround.simulator.checkpoint import Checkpoint
 from wardround.simulator.cohort import Hospital
+from wardround.simulator.config import load_experiment
+from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.federation import Federated, initial_memories
 from wardround.simulator.randomness import streams
 from wardround.simulator.sampling import Cohort
@@ -50,6 +53,21 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARDROUND_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs an experiment with settings, the same settings once; without instruments, and with an empty page."""
+    out = tmp_path_factory.mktemp("trained")
+
+    def ran(*settings: str, name: str = "tiny") -> Path:
+        fast = ("runtime.device=cpu", "instruments.every=0")
+        experiment = load_experiment(name, open_file(PACKAGED), [*fast, *settings])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_module, "write_report", lambda folder, **_: (folder / "report.html").write_text(""))
+            return run_module.run(experiment, out=out, quiet=True, images=False).path
+
+    return ran
 
 
 @pytest.fixture

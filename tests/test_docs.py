@@ -27,6 +27,7 @@ import pytest
 
 from wardround.simulator.config import Experiment, load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
+from wardround.simulator.exports import export
 from wardround.simulator.replay import named_aggregators, replay
 from wardround.simulator.reports.replay import write_replay
 from wardround.simulator.run import run
@@ -249,7 +250,17 @@ def tiny(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("WARDROUND_CACHE", str(cache))
         path = run(tiny_with(*settings), out=tmp_path_factory.mktemp("runs"), quiet=True, record_updates=True).path
         write_replay(path / "replay", path, replay(path, named_aggregators("fedit")))
+        export(path, "peft")
         return path
+
+
+@pytest.fixture(scope="module")
+def started(cache: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that begins with the model of another one, and only scores it."""
+    settings = [f"start_from={tiny}", "rounds=0", "split={validation_fraction: 0.5, leave_out: [hospital-3]}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WARDROUND_CACHE", str(cache))
+        return run(tiny_with(*settings), out=tmp_path_factory.mktemp("started"), quiet=True, images=False).path
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +307,7 @@ def test_the_files_of_a_run_are_the_described_ones(reference: ModuleType, tiny: 
 
 
 def test_the_names_in_a_run_are_the_described_ones(
-    reference: ModuleType, tiny: Path, reports: list[Path], classified: Path
+    reference: ModuleType, tiny: Path, reports: list[Path], classified: Path, started: Path
 ) -> None:
     every = (tiny, *reports, classified)
     summaries = [json.loads((path / "summary.json").read_text()) for path in every]
@@ -304,7 +315,7 @@ def test_the_names_in_a_run_are_the_described_ones(
     names = {key for summary in summaries for key in summary if key not in headlines}
     names |= {f"{word}.{key}" for summary in summaries for word in headlines for key in summary.get(word, ())}
     assert names == set(reference.SUMMARY)
-    manifests = [json.loads((path / "manifest.json").read_text()) for path in (tiny, classified)]
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (tiny, classified, started)]
     assert {key for manifest in manifests for key in manifest} == set(reference.MANIFEST)
     files = [path / "metrics.jsonl" for path in every]
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]

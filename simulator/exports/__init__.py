@@ -6,9 +6,9 @@ A new format is a function that suits :class:`~wardround.simulator.exports.contr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from ...aggregators.local import Local
 from ...datasets.writing import expect_new, whole_folder
 from ..files import file_stem, write_json, write_text
 from ..trained import Trained, load_trained
@@ -21,26 +21,29 @@ from .origin import origin, read_origin
 __all__ = ["FORMATS", "Format", "Recipe", "export", "origin", "read_origin"]
 
 
-def _peft(trained: Trained, folder: Path, *, base: bool) -> Recipe:
+def _peft(trained: Trained, folder: Path, *, base: bool = True) -> Recipe:
     from .peft import write_peft
 
     return write_peft(trained, folder, base=base)
 
 
-def _hf(trained: Trained, folder: Path, *, base: bool) -> Recipe:
+def _hf(trained: Trained, folder: Path) -> Recipe:
     from .hf import export_hf
 
-    return export_hf(trained, folder, base=base)
+    return export_hf(trained, folder)
 
 
-def _sam_pth(trained: Trained, folder: Path, *, base: bool) -> Recipe:
+def _sam_pth(trained: Trained, folder: Path) -> Recipe:
     from .sam_pth import export_sam_pth
 
-    return export_sam_pth(trained, folder, base=base)
+    return export_sam_pth(trained, folder)
 
 
 FORMATS: Mapping[str, Format] = {"peft": _peft, "hf": _hf, "sam-pth": _sam_pth}
 """What writes a format; its libraries are imported when it is asked for."""
+
+WITHOUT_BASE: Mapping[str, Format] = {"peft": partial(_peft, base=False)}
+"""The same for formats that can leave out the frozen base."""
 
 
 def export(
@@ -62,7 +65,7 @@ def export(
         hospital: Whose model; None: that of a site never seen.
         round_number: After which round; None: the last that was saved.
         licence: Of the base, where its weights do not say it.
-        base: Of ``peft``: write the frozen base beside the adapters.
+        base: Write the frozen base beside the adapters; only ``peft`` can leave it out.
 
     Returns:
         The folder. It is there whole or not at all.
@@ -71,17 +74,15 @@ def export(
         ValueError: no such run, format, round or hospital; the model cannot be written in this format; the folder holds
             something; or ``licence`` contradicts what the base says.
     """
-    if form not in FORMATS:
-        raise ValueError(f"format: expected {', '.join(FORMATS)}, got {form!r}")
+    write = _writer(form, base)
     folder = _default_folder(run, form, hospital) if out is None else out
     expect_new(folder)
     trained = load_trained(run, round_number=round_number, device="cpu")
-    _check_trained(trained, hospital)
-    stated = base_licence(trained.experiment.model, licence)
     trained.load(hospital)
+    stated = base_licence(trained.experiment.model, licence)
     with whole_folder(folder) as half:
         try:
-            recipe = FORMATS[form](trained, half, base=base)
+            recipe = write(trained, half)
         except ValueError as error:
             raise ValueError(
                 f"{run}: cannot be exported as {form}: {error}; `wardround predict` uses the model as it is"
@@ -91,13 +92,18 @@ def export(
     return folder
 
 
-def _check_trained(trained: Trained, hospital: str | None) -> None:
-    """Raises ValueError where the model asked for is the one that the run began with."""
-    if hospital is None and isinstance(trained.experiment.aggregator, Local):
+def _writer(form: str, base: bool) -> Format:
+    """What writes a format."""
+    if form not in FORMATS:
+        raise ValueError(f"format: expected {', '.join(FORMATS)}, got {form!r}")
+    if base:
+        return FORMATS[form]
+    if form not in WITHOUT_BASE:
         raise ValueError(
-            f"{trained.path}: expected a hospital, as each of them trained for itself and there is no model of all; got"
-            f" none: choose one of {', '.join(trained.hospitals)}"
+            f"base: expected the format {', '.join(WITHOUT_BASE)} where the base is to be left out, got {form!r}, "
+            "whose files hold the whole model; leave out --no-base (base=False)"
         )
+    return WITHOUT_BASE[form]
 
 
 def _default_folder(run: Path, form: str, hospital: str | None) -> Path:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ...clients import MODELS
+from ...datasets import DATASETS
 from .. import yaml12
-from ..builder import differing, resolve
+from ..builder import called, differing
 from ..privacy import Account
 from ..results import UNSEEN, FinalScores, RunRecords
+from ..seen_cases import UNKNOWN
 from ..trained import Trained
 from .contract import Recipe
 from .licences import PACKAGED, Licence
+from .origin import listed_cases, started_from
 
 PHANTOMS = ("phantom", "image_phantom")
 """Data sets that are drawn by the program."""
@@ -42,7 +46,7 @@ def card(trained: Trained, recipe: Recipe, licence: Licence, hospital: str | Non
         _section("Results", _results(trained, records)),
         *([_section("Privacy", privacy)] if (privacy := _privacy(trained)) else []),
         _section("Limits", _limits(trained)),
-        _section("Licence", _licence(licence)),
+        _section("Licence", _licence(trained, licence)),
     )
     return "\n\n".join([_header(trained, recipe, licence, records), *sections]) + "\n"
 
@@ -79,9 +83,20 @@ def _what(trained: Trained, hospital: str | None) -> str:
         f" `{trained.path.resolve().name}` of the experiment `{experiment.name}`: federated fine-tuning of the"
         f" model `{_name(experiment, 'model')}` of size {experiment.model.size} at {experiment.model.image_size} px,"
         " simulated on one machine with Wardround. The same facts for programs are in `wardround.json`.",
+        *_started(trained),
         f"Classes: {_listed(trained)}.",
     ]
     return "\n\n".join(lines)
+
+
+def _started(trained: Trained) -> list[str]:
+    """What the run began with, where that is another model."""
+    said = started_from(trained)
+    if said is None:
+        return []
+    if not said.get("run"):
+        return ["The run started from an adapter that somebody else has trained, which does not say where it is from."]
+    return [f"The run started from another run, `{said['run']}` after round {said['round']}."]
 
 
 def _sentence(purpose: str) -> str:
@@ -120,10 +135,26 @@ def _data(trained: Trained) -> str:
             f" docs/data, for this name. {terms}",
             f"Trained by {len(rows)} hospitals on {total} {examples}:",
             _table(("hospital", f"training {examples}"), rows),
-            "A list `trained_on` in `wardround.json` is a hash per training case: it keeps these cases out of the tests"
-            " of models that begin here. Whoever has a case can see from it whether the case was among them; where"
-            " nobody may, set the list to null.",
+            _listed_cases(trained),
         ]
+    )
+
+
+def _listed_cases(trained: Trained) -> str:
+    """What `trained_on` is, or why it is null."""
+    lines = listed_cases(trained)
+    if lines is None:
+        private = trained.experiment.stages.privacy is not None
+        why = "the run promises differential privacy" if private else "the run kept none"
+        return (
+            f"`wardround.json` has no list of the training cases, as {why}: `trained_on` is null. Who starts a run from"
+            " this model says in `model.pretrained_on` what it has seen."
+        )
+    more = " A model that it began with says nothing of its own cases, so the list is not whole."
+    return (
+        "The list `trained_on` in `wardround.json` is a hash per training case: it keeps these cases out of the tests"
+        " of models that begin here. Whoever has a case can see from it whether the case was among them; where"
+        f" nobody may, set the list to null.{more if UNKNOWN in lines else ''}"
     )
 
 
@@ -216,8 +247,9 @@ def _limits(trained: Trained) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _licence(licence: Licence) -> str:
-    return f"{licence.sentence} The terms of the training data may bind too."
+def _licence(trained: Trained, licence: Licence) -> str:
+    donor = "" if started_from(trained) is None else " The terms of the model that it started from bind too."
+    return f"{licence.sentence}{donor} The terms of the training data may bind too."
 
 
 # ---- small things ----------------------------------------------------------------------------------------------------
@@ -225,8 +257,7 @@ def _licence(licence: Licence) -> str:
 
 def _name(experiment: Any, part: str) -> str:
     """The name of a plug-in: its row in the table, or its class."""
-    settings = resolve(experiment)[part]
-    return str(settings.get("name") or settings.get("class"))
+    return called({"data": DATASETS, "model": MODELS}[part], type(getattr(experiment, part)))
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

@@ -29,13 +29,12 @@ class Recipe:
 class Format(Protocol):
     """Writes a model in one format."""
 
-    def __call__(self, trained: Trained, folder: Path, *, base: bool) -> Recipe:
+    def __call__(self, trained: Trained, folder: Path) -> Recipe:
         """Writes all files but the card.
 
         Args:
             trained: The run; its replica holds the model that is to be written.
             folder: An empty folder.
-            base: Also write the weights that adapters belong to; of no matter where these are merged.
 
         Raises:
             ValueError: this model cannot be written in this format, with the reason and what can be done.

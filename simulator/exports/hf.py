@@ -52,7 +52,7 @@ labels = torch.nn.functional.interpolate(logits.softmax(1), ({size}, {size}), mo
 """
 
 
-def export_hf(trained: Trained, folder: Path, *, base: bool) -> Recipe:
+def export_hf(trained: Trained, folder: Path) -> Recipe:
     """Writes the merged model as a directory of ``transformers``; see :class:`.contract.Format`."""
     network = trained.replica.model
     write_hf(merged_state(network), trained.experiment.model, trained.classes, folder)

@@ -7,18 +7,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..assembly import weights_hash
 from ..builder import resolve
 from ..files import read_json
+from ..rundir import RunDirectory
+from ..seen_cases import TRAINED_ON, collections_of
 from ..trained import Trained
 
 FILE = "wardround.json"
 """The name of the file."""
 
-TRAINED_ON = "trained_on.txt"
-"""In a run: a hash per case that its model was trained on, one per line."""
+BASE = "base"
+"""Folder with the base in an export of adapters."""
 
-KEYS = ("experiment", "run", "round", "hospital", "data", "classes", "model", "method", "aggregator", "trained_on")
+KEYS = (
+    *("experiment", "run", "round", "hospital", "data", "classes", "model", "method", "aggregator"),
+    *("started_from", "trained_on", "collections"),
+)
 """What every ``wardround.json`` has."""
 
 
@@ -32,14 +36,17 @@ def origin(trained: Trained, hospital: str | None = None) -> dict[str, Any]:
     Returns:
         ``experiment`` (its name), ``run`` (its id), ``round``, ``hospital`` (a name or None), ``data``, ``model``,
         ``method`` and ``aggregator`` with their settings and without paths (of ``model.weights`` the last part),
-        ``classes``, ``seed`` and ``weights_hash`` (with the model they say what the base is), and ``trained_on``:
-        sorted hashes of the training cases, None where the run has no list, and where it promises differential privacy:
-        who has a case could tell by its hash that it was there.
+        ``classes``, ``seed`` and ``weights_hash`` (with the model they say what the base is), ``started_from``: what
+        the manifest says of another run or adapter that this one began with, but for its path, None where there is
+        none; ``trained_on``: sorted hashes of the training cases, None where the run has no list, and where it promises
+        differential privacy: who has a case could tell by its hash that it was there; and ``collections`` of images
+        that the bases (``pretrained_on``) and all runs (``data``) have seen, this one and those before it.
     """
     settings: dict[str, Any] = resolve(trained.experiment, without=Path)
     model = settings["model"]
     if isinstance(model.get("weights"), str):
         model = {**model, "weights": Path(model["weights"]).name}
+    pretrained_on, data = collections_of(trained.experiment)
     return {
         "wardround": version("wardround"),
         "experiment": trained.experiment.name,
@@ -52,14 +59,27 @@ def origin(trained: Trained, hospital: str | None = None) -> dict[str, Any]:
         "method": settings["method"],
         "aggregator": settings["aggregator"],
         "seed": trained.experiment.seed,
-        "weights_hash": weights_hash(trained.experiment),
-        "trained_on": None if trained.experiment.stages.privacy else _trained_on(trained.path),
+        "weights_hash": trained.experiment.model.weights_hash(),
+        "started_from": started_from(trained),
+        "trained_on": listed_cases(trained),
+        "collections": {"pretrained_on": list(pretrained_on), "data": list(data)},
     }
 
 
-def _trained_on(run: Path) -> list[str] | None:
-    file = run / TRAINED_ON
-    return file.read_text(encoding="utf-8").split() if file.is_file() else None
+def started_from(trained: Trained) -> dict[str, Any] | None:
+    """What the manifest says of the model that a run began with, without its path; None: it began with its base."""
+    if trained.experiment.start_from is None:
+        return None
+    said = (RunDirectory(trained.path).manifest or {}).get("started_from", {})
+    return {key: value for key, value in said.items() if key != "path"}
+
+
+def listed_cases(trained: Trained) -> list[str] | None:
+    """The lines of a run's ``trained_on.txt``; None: it has none, or promises differential privacy."""
+    file = trained.path / TRAINED_ON
+    if trained.experiment.stages.privacy or not file.is_file():
+        return None
+    return file.read_text(encoding="utf-8").split()
 
 
 def read_origin(folder: Path) -> Mapping[str, Any]:

@@ -16,29 +16,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
 from ...aggregators.contract import Tensors
 from ...clients import METHODS, MODELS
 from ...clients.hugging_face import copied, sam_model, vit_classifier
-from ...clients.merged import check_mergeable, low_rank_changes
+from ...clients.merged import check_mergeable, low_rank_changes, plain_state
 from ...clients.network import Model, Network
 from ...clients.peft_files import PeftAdapter, peft_adapter, write_adapter
 from ...clients.sam import SamNet
 from ...clients.vit import VitNet
 from ...clients.weight_files import read_safetensors
-from ..builder import build
+from ..assembly import build_replica
+from ..builder import build, called
 from ..files import write_bytes
 from ..randomness import streams
 from ..trained import Trained
 from .contract import Recipe
 from .hf import write_hf
-from .origin import read_origin
+from .origin import BASE, read_origin
 from .preparation import preparation
-
-BASE = "base"
-"""Folder of the base in an export."""
 
 WEIGHTS = "model.safetensors"
 """File of a base that is a network of our own."""
@@ -136,8 +135,7 @@ def _check(trained: Trained) -> None:
 
 def _method(trained: Trained) -> str:
     """The name of the run's method; of one that is not in the table, its class."""
-    cls = type(trained.experiment.method)
-    return next((name for name, row in METHODS.items() if row is cls), cls.__name__)
+    return called(METHODS, type(trained.experiment.method))
 
 
 def _other_formats(network: Network) -> str:
@@ -166,16 +164,11 @@ def _wrapped_class(network: Network) -> type[nn.Module]:
 # --- the base ---------------------------------------------------------------------------------------------------------
 
 
-def _initial(model: Model, num_classes: int, seed: int) -> Network:
-    """The network of a run before its adapters were put in."""
-    return model.build(num_classes, streams(seed, "init"))
-
-
 def _write_base(trained: Trained, folder: Path) -> None:
     """Writes the base as the run began with it."""
-    experiment, classes = trained.experiment, trained.classes
-    network = _initial(experiment.model, len(classes), experiment.seed)
-    state = network.state_dict()
+    experiment, classes, hospitals = trained.experiment, trained.classes, tuple(trained.hospitals)
+    network = build_replica(experiment, len(classes), torch.device("cpu"), hospitals, classes=classes).model
+    state = plain_state(network)
     folder.mkdir()
     if _is_own(network):
         content = save({name: copied(value) for name, value in state.items()}, metadata={"format": "pt"})
@@ -192,8 +185,8 @@ def base_network(folder: Path | str, *, weights: str | None = None) -> nn.Module
 
     Args:
         folder: What ``wardround export --format peft`` wrote.
-        weights: Where the weights of the base are now; None: under the name that the export says. Of no matter where
-            there is a folder ``base``.
+        weights: Where the weights of the base are now, if there is no folder ``base``; None: under the name that the
+            export says.
 
     Returns:
         ``ViTForImageClassification`` or ``SamModel`` of ``transformers``; for SAM with our upscaler a
@@ -201,13 +194,23 @@ def base_network(folder: Path | str, *, weights: str | None = None) -> nn.Module
         On the CPU, fp32.
 
     Raises:
-        ValueError: this is no such folder, or the weights are not here or are other ones.
+        ValueError: this is no such folder; the weights are not here or are other ones; ``weights`` and a folder
+            ``base``; or no folder ``base``, where the run started from another one.
     """
     folder = Path(folder)
     origin = read_origin(folder)
     model, classes = _model(folder, origin), origin["classes"]
     if (folder / BASE).is_dir():
+        if weights is not None:
+            raise ValueError(
+                f"{folder}: weights: expected none, as the folder {BASE} holds the base, got {weights!r}; leave it out"
+            )
         return _read_base(folder / BASE, model, len(classes))
+    if origin["started_from"] is not None:
+        raise ValueError(
+            f"{folder}: expected the folder {BASE}, as the run started from another one and no weights file holds what "
+            "that had learned; export the run again"
+        )
     if weights is not None:
         model = replace(model, weights=weights)  # type: ignore[type-var]  # plug-ins are dataclasses
     if model.weights_hash() != origin["weights_hash"]:
@@ -215,7 +218,7 @@ def base_network(folder: Path | str, *, weights: str | None = None) -> nn.Module
             f"{folder}: expected the weights {origin['model'].get('weights')!r} of the run, but {model.weights!r} are "
             "other ones; name the file with weights=, or export with the base"
         )
-    network = _initial(model, len(classes), origin["seed"])
+    network = model.build(len(classes), streams(origin["seed"], "init"))
     return _wrapped(network, network.state_dict(), classes)
 
 

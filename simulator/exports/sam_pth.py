@@ -76,7 +76,7 @@ labels = torch.nn.functional.interpolate(logits.softmax(1), ({side}, {side}), mo
 """
 
 
-def export_sam_pth(trained: Trained, folder: Path, *, base: bool) -> Recipe:
+def export_sam_pth(trained: Trained, folder: Path) -> Recipe:
     """Writes the merged SAM as ``sam.pth``; see :class:`.contract.Format`."""
     network = trained.replica.model
     if not isinstance(network, SamNet):

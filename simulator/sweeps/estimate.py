@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ...aggregators.contract import HospitalInfo
 from ...clients import MODELS
 from ..assembly import locate
-from ..builder import leaves, resolve
+from ..builder import called, leaves, resolve
 from ..headline import HEADLINES, Task
 from ..reports.page import UNDEFINED, Table, bytes_text, count_text, seconds_text
 from ..resident import Resident
@@ -174,7 +174,7 @@ class Estimate:
 
 def _rests_on(kind: Kind, pace: Pace) -> str:
     """What a pace was taken from."""
-    model = next((name for name, row in MODELS.items() if row is type(kind.model)), type(kind.model).__name__)
+    model = called(MODELS, type(kind.model))
     what = f"{model} {kind.model.size} at {kind.model.image_size} px, batches of {kind.batch_size}, {kind.precision}"
     scored, rest = _SCORED[kind.model.task]
     speed = f"{pace.step_s:.3g} s for a step and {pace.slice_s:.3g} s for {scored} that is scored"

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from wardround.clients.donor import Donor, Factors, Plan, begin, plan, taken_apart, weights_for
+from wardround.clients.donor import Donor, Plan, begin, plan, taken_apart, weights_for
 from wardround.clients.lora import LoRA, pairs
+from wardround.clients.merged import LowRankChange
 from wardround.clients.methods import Decoder, Dvpt, FlapSam, LoraOnly, LoraSb, MaSam, Method, VptDeep
 from wardround.clients.network import Network
 from wardround.clients.sam import Sam
@@ -144,23 +145,23 @@ def test_rows_of_a_and_columns_of_b_by_hand() -> None:
     torch.testing.assert_close(mine[pair.B], torch.cat([2 * other[pair.B], torch.zeros_like(other[pair.B])], dim=1))
 
 
-def test_a_fused_change_is_parted_into_the_rows_of_its_pairs() -> None:
-    """[B_q 0; 0 0; 0 B_v] [A_q; A_v] on all rows of qkv becomes q and v; with a row of k in it, it is merged."""
+def test_a_change_at_no_pair_is_merged_by_hand() -> None:
+    """On all rows of qkv, where q and v have pairs: W + s B A."""
     weight, width = "vision_encoder.layers.0.attn.qkv.weight", 32
-    B = torch.zeros(3 * width, 2)
-    B[:width, 0], B[2 * width :, 1] = 1.0, 2.0
-    A = torch.arange(2.0 * width).reshape(2, width)
+    A, B = torch.arange(2.0 * width).reshape(2, width), torch.ones(3 * width, 2)
     bare = SAM.build(2, streams(0, "init"))
-    fused = Factors(weight=weight, rows=(0, 3 * width), A=A, B=B)
-    donor = Donor(weights=bare.state_dict(), factors=(fused,))
-    _, made = started(donor, SAM, LoraOnly(lora=LoRA(rank=1)), None)
-    assert [pair.rows for pair, _ in made.taken] == [(0, width), (2 * width, 3 * width)]
-    assert [part.A.tolist() for _, part in made.taken] == [A[:1].tolist(), A[1:].tolist()]
-    B[width, 0] = 1.0
-    network, made = started(donor, SAM, LoraOnly(lora=LoRA(rank=1)), None)
-    assert [one.weight for one in made.merged] == [weight]
-    expected = bare.state_dict()[weight] + B @ A
+    fused = LowRankChange(adapter="", weight=weight, rows=(0, 3 * width), A=A, B=B, scale=0.5)
+    network, made = started(Donor(weights=bare.state_dict(), factors=(fused,)), SAM, LoraOnly(lora=LoRA(rank=2)), None)
+    assert (made.taken, [one.weight for one in made.merged]) == ((), [weight])
+    expected = bare.state_dict()[weight] + 0.5 * B @ A
     torch.testing.assert_close(network.get_parameter(weight).detach(), expected)
+
+
+def test_two_changes_of_one_place_are_one_pair_and_one_merged() -> None:
+    A, B = torch.ones(1, 32), torch.ones(32, 1)
+    change = LowRankChange(adapter="", weight=QUERY, rows=(0, 32), A=A, B=B)
+    _, made = started(Donor(weights={}, whole=False, factors=(change, change)), VIT, LoraOnly(lora=LoRA(rank=2)))
+    assert (len(made.taken), len(made.merged)) == (1, 1)
 
 
 @pytest.mark.parametrize("classes", [("edema", "core", "cyst"), ("kidney", "tumour"), ("core", "edema")])
@@ -213,7 +214,7 @@ def test_a_donor_in_part_leaves_the_rest_to_the_base() -> None:
 
 
 def test_a_change_of_no_weight_is_refused() -> None:
-    factors = Factors(weight=QUERY, rows=(0, 32), A=torch.ones(99, 5), B=torch.ones(32, 99))
+    factors = LowRankChange(adapter="", weight=QUERY, rows=(0, 32), A=torch.ones(99, 5), B=torch.ones(32, 99))
     with pytest.raises(ValueError, match=r"expected a change of \(32, 32\), got \(32, 5\)"):
         started(Donor(weights={}, whole=False, factors=(factors,)), VIT, LoraOnly())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
+import struct
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from wardround.datasets import nifti
 from wardround.datasets.contract import Case, DataError, Volume
 from wardround.datasets.nifti import open_image, read_case, write_label_map
 
@@ -93,6 +96,87 @@ def test_units_of_the_header(make_case: Callable[..., Case]) -> None:
     stored = nib.Nifti1Image(image_array(), np.diag([2000.0, 3000.0, 4000.0, 1]))
     stored.header.set_xyzt_units("micron")
     assert open_image(make_case(stored).image, slice_axis=2)().spacing_mm == pytest.approx((4, 2, 3))
+
+
+def with_pixdim(path: Path, axis: int, value: float) -> Path:
+    """Writes a zoom into an uncompressed file: nibabel would not."""
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 76 + 4 * axis, value)
+    path.write_bytes(bytes(content))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_spacing_of_zero_is_refused_and_a_sign_is_dropped(
+    make_case: Callable[..., Case], suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without this nibabel takes 1 mm for zero, and says so in a line without the file."""
+    case = make_case(nib.Nifti1Image(image_array(), np.diag([2.0, 3.0, 4.0, 1])), np.zeros(SHAPE, np.uint8), ".nii")
+    found = {}
+    for value in (-3, 0):
+        path = with_pixdim(case.image, 2, value)
+        if suffix == ".nii.gz":
+            path = path.with_suffix(".nii.gz")
+            path.write_bytes(gzip.compress(case.image.read_bytes()))
+        found[value] = path
+        if value:
+            assert open_image(path, slice_axis=2)().spacing_mm == (4, 2, 3)
+    with pytest.raises(
+        DataError, match=r"image.nii(.gz)?: expected a spacing above 0 mm along every axis, got \[2.0, 0"
+    ):
+        open_image(found[0], slice_axis=2)
+    with pytest.raises(DataError, match=r"expected a spacing above 0 mm"):
+        read(replace(case, image=found[0]))
+    assert capfd.readouterr().err == ""
+
+
+def test_nibabel_says_what_is_not_checked_here(
+    make_case: Callable[..., Case], caplog: pytest.LogCaptureFixture
+) -> None:
+    case = make_case(suffix=".nii")
+    content = bytearray(case.image.read_bytes())
+    content[252:254] = (77).to_bytes(2, "little")  # qform_code
+    case.image.write_bytes(bytes(content))
+    open_image(case.image, slice_axis=2)
+    assert "qform_code 77 not valid" in caplog.text
+
+
+def test_a_header_of_an_impossible_size_is_one_line(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uncompressed: no memory is asked for. Compressed: the planes that are read at once do not fit."""
+    case = make_case(suffix=".nii")
+    content = bytearray(case.image.read_bytes())
+    struct.pack_into("<3h", content, 42, 32767, 32767, 3)
+    case.image.write_bytes(bytes(content))
+    read_short = open_image(case.image, slice_axis=2)
+    monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("memory was asked for"))
+    with pytest.raises(DataError, match=r"damaged: EOFError: it ends in plane 1 of 3"):
+        read_short()
+    monkeypatch.undo()
+
+    class Full(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise MemoryError
+
+    read_later = open_image(make_case().image, slice_axis=2)
+    monkeypatch.setattr(nifti, "_stream", lambda _: Full())
+    with pytest.raises(
+        DataError, match=r"image.nii.gz: expected a volume that fits into memory, got shape \(5, 7, 3\)"
+    ):
+        read_later()
+
+
+@pytest.mark.parametrize(
+    ("name", "called"), [("Up.Nii", "Up"), ("UP.NII.GZ", "UP"), ("scan.NII.gz", "scan"), ("a b.nii.Gz", "a b")]
+)
+def test_capitals_of_a_suffix_do_not_count(
+    make_case: Callable[..., Case], tmp_path: Path, name: str, called: str
+) -> None:
+    case = make_case(suffix=".nii.gz" if name.lower().endswith("gz") else ".nii")
+    volume = open_image(case.image.rename(tmp_path / name), slice_axis=2)()
+    assert np.array_equal(volume.image, image_array().transpose(2, 0, 1))
+    assert volume.case.name == called
 
 
 def faulty(change: Callable[[np.ndarray], None], array: np.ndarray) -> np.ndarray:
@@ -314,6 +398,26 @@ def test_label_map_returns_to_the_grid_of_the_image(tmp_path: Path, shape: tuple
     assert written.header.get_zooms() == source.header.get_zooms()
     assert written.header.get_xyzt_units() == ("mm", "sec")
     assert [file.name for file in path.parent.iterdir()] == ["prediction.nii.gz"]
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_label_map_says_nothing_of_the_image_or_the_patient(tmp_path: Path, kind: type[nib.Nifti1Image]) -> None:
+    like = kind(image_array(), OBLIQUE)
+    nib.save(like, tmp_path / "plain.nii")
+    like.header.set_intent("z score", name="of the patient")
+    like.header["aux_file"] = b"John Doe.txt"
+    if kind is nib.Nifti1Image:
+        like.header["db_name"] = b"John Doe"
+    like.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"patient John Doe"))
+    nib.save(like, tmp_path / "like.nii")
+    for name in ("plain", "like"):
+        labels = np.moveaxis(label_array(), 2, 0)
+        write_label_map(tmp_path / f"{name}-map.nii", labels, like=tmp_path / f"{name}.nii", slice_axis=2)
+    written = nib.load(tmp_path / "like-map.nii")
+    assert written.header.get_intent() == ("none", (), "")
+    assert not written.header.extensions
+    assert b"John Doe" in (tmp_path / "like.nii").read_bytes()
+    assert (tmp_path / "like-map.nii").read_bytes() == (tmp_path / "plain-map.nii").read_bytes()
 
 
 def test_what_is_written_is_what_is_read(make_case: Callable[..., Case], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,13 @@ def test_one_after_the_other(tmp_path: Path) -> None:
     assert next(stream).shape == (2, 8, 3)
     with pytest.raises(DataError, match=r"b: .*b.png: expected a picture"):
         next(stream)
+
+
+def test_a_large_picture_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns above a number of pixels, and refuses above twice that."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_picture(write_picture(tmp_path / "large.png", picture(10, 12))).shape == (10, 12, 3)
+    with pytest.raises(ValueError, match=r"huge.png: expected a picture, got DecompressionBombError"):
+        read_picture(write_picture(tmp_path / "huge.png", picture(11, 12)))

@@ -112,3 +112,13 @@ def test_a_kill_leaves_what_can_be_told_from_the_rest(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     (left,) = tmp_path.iterdir()
     assert left.match(f".x.*{UNFINISHED}")
+
+
+def test_a_long_name_is_cut_for_what_is_unfinished(tmp_path: Path) -> None:
+    """255 bytes are the most for a name, and this one has them; a letter of two bytes is not cut in the middle."""
+    path = tmp_path / ("é" * 120 + "a" * 8 + ".nii.gz")
+    assert len(os.fsencode(path.name)) == 255
+    write_whole(path, b"x")
+    assert names(tmp_path) == [path.name]
+    assert len(os.fsencode(beside(path).name)) in (254, 255)
+    assert beside(path).name.isprintable()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ import torch
 from made_runs import write_run
 
 import wardround
+from wardround.aggregators import FedAvg
 from wardround.aggregators.fedprox import FedProx
+from wardround.clients.lora import LoRA
+from wardround.clients.optimizers import SGD
+from wardround.datasets.partition import Iid
 from wardround.simulator import yaml12
 from wardround.simulator.builder import ConfigError, build
 from wardround.simulator.checkpoint import Checkpoints
@@ -27,6 +33,7 @@ from wardround.simulator.config import load_experiment as from_the_command_line
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.exports import export
 from wardround.simulator.prediction import predict
+from wardround.simulator.replay import replay
 from wardround.simulator.results import RunRecords
 from wardround.simulator.run import run as run_to_the_end
 
@@ -83,6 +90,14 @@ GIVEN: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a number in a mapping": ({"ranks": {"hospital-1": np.int32(1)}}, ["ranks.hospital-1=1"]),
     "a tuple": ({"augment": {"name": "standard", "gamma": (0.5, 2)}}, ["augment={name: standard, gamma: [0.5, 2]}"]),
     "a path of a file": ({"model__weights": Path("a.pth")}, ["model.weights=a.pth"]),
+    "a dataclass below": ({"method__lora": LoRA(rank=7)}, ["method.lora.rank=7"]),
+    "a dataclass in a mapping": ({"method": {"lora": LoRA(rank=7)}}, ["method.lora.rank=7"]),
+    "a plug-in below": ({"training__optimizer": SGD(lr=0.5)}, ["training.optimizer={name: sgd, lr: 0.5}"]),
+    "a plug-in in a mapping": (
+        {"training": {"optimizer": SGD(lr=0.5)}, "split": {"partition": Iid(hospitals=2)}},
+        ["training.optimizer={name: sgd, lr: 0.5}", "split.partition={name: iid, hospitals: 2}"],
+    ),
+    "dots": ({"method.lora.rank": 4}, ["method.lora.rank=4"]),
     "the last one wins": ({"method__lora__rank": 4, "method__lora": {"rank": 5}}, ["method.lora.rank=5"]),
 }
 
@@ -118,7 +133,24 @@ def test_settings_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load({"extends": "tiny"})
 
 
+ENDLESS: dict[str, Any] = {}
+ENDLESS["lora"] = [ENDLESS]
+
 WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "a class": (
+        "tiny",
+        {"aggregator": FedProx},
+        r"^aggregator: expected an object, such as FedProx\(\), got the class",
+    ),
+    "a class below": ("tiny", {"method": {"lora": LoRA}}, r"^method\.lora: expected an object, such as LoRA\(\)"),
+    "without an end": (
+        "tiny",
+        {"method": ENDLESS},
+        r"^method\.lora\[0\]: expected settings, got a dict that holds itself",
+    ),
+    "settings without an end": ({"method": ENDLESS}, {}, r"^method\.lora\[0\]: .* a dict that holds itself"),
+    "dots": ("tiny", {"method.lora.rnak": 3}, "^method.lora.rnak: unknown key, did you mean 'rank'"),
+    "a dataclass for a number": ("tiny", {"rounds": LoRA()}, "^rounds: expected a whole number, got {'rank'"),
     "a setting": ("tiny", {"ruonds": 3}, "^ruonds: unknown key, did you mean 'rounds'"),
     "a path": ("tiny", {"method__lora__rnak": 3}, "^method__lora__rnak: unknown key, did you mean 'rank'"),
     "in a mapping": (
@@ -151,6 +183,36 @@ def test_what_is_wrong_is_said_as_it_was_written(what: str) -> None:
 def test_all_problems_are_said_at_once() -> None:
     with pytest.raises(ConfigError, match=r"(?s)3 problems:.*method__lora__rnak: .*rounds: .*cohort: "):
         load("tiny", method__lora__rnak=3, rounds="3", cohort=5)
+
+
+def test_a_misspelt_argument_is_pointed_out() -> None:
+    with pytest.raises(ConfigError, match=r"^quite: unknown key .*; or is the argument 'quiet' meant\?$"):
+        wardround.run("tiny", quite=True)
+    with pytest.raises(ConfigError, match=r"^experimets: unknown key .*; or is the argument 'experiments' meant\?$"):
+        load("tiny", experimets=PACKAGED)
+
+
+MISTAKEN: dict[str, tuple[dict[str, Any], type[ValueError], str]] = {
+    "no such file": ({"experiments": "nope.yaml"}, ConfigError, "^experiments: expected a file .* got 'nope.yaml': No"),
+    "a folder": (
+        {"experiments": "."},
+        ConfigError,
+        "^experiments: expected a file of experiments .* got '.': Is a dir",
+    ),
+    "settings": ({"experiments": {}}, ValueError, "^experiments: expected a path, got {}"),
+    "a number": ({"root": 5}, ValueError, "^root: expected a path, got 5"),
+    "a file": ({"out": "experiments.yaml"}, ValueError, "^out: expected the folder .* but experiments.yaml is a file"),
+    "below a file": ({"out": "experiments.yaml/a"}, ValueError, "^out: .* but experiments.yaml is a file"),
+    "no folder": ({"out": None}, ValueError, "^out: expected the folder of all runs, got None"),
+    "nobody's home": ({"out": "~nobody-of-this-name/a"}, ValueError, "^out: expected a path, got '~nobody-of"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKEN)
+def test_what_is_no_path_is_said(what: str) -> None:
+    arguments, kind, match = MISTAKEN[what]
+    with pytest.raises(kind, match=match):
+        wardround.run("tiny", quiet=True, **arguments)
 
 
 # ---- an experiment shows itself --------------------------------------------------------------------------------------
@@ -253,10 +315,32 @@ def test_updates_are_what_the_hospitals_sent(done: wardround.Run) -> None:
     assert {update.hospital: update.num_examples for update in taken.updates} == examples
 
 
+def test_a_replay_is_that_of_the_command(done: wardround.Run) -> None:
+    given, named = done.replay({"fedavg": FedAvg()}), done.replay("fedavg")
+    wanted = replay(done.path, {"fedavg": FedAvg()})
+    assert [step.numbers for step in given] == [step.numbers for step in named] == [step.numbers for step in wanted]
+    assert [(step.aggregator, step.round) for step in named] == [("fedavg", 1), ("fedavg", 2), ("fedavg", 3)]
+    for wrong, match in (
+        (3, "^aggregators: expected a text, or aggregators by the name to show, got 3"),
+        ({"a": FedAvg}, r"^aggregators: expected objects, such as FedAvg\(\), got the class"),
+        ("fedavgg", "^aggregators: aggregator: unknown name 'fedavgg', did you mean 'fedavg'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            done.replay(wrong)  # type: ignore[arg-type]  # what somebody may write
+
+
+@pytest.mark.parametrize("number", [1.0, True, "1", np.True_])
+def test_a_round_is_a_whole_number(done: wardround.Run, number: Any) -> None:
+    for use in (done.state, done.updates, done.trained, partial(done.network, None)):
+        with pytest.raises(ValueError, match=f"^round: expected a whole number, got {re.escape(repr(number))}$"):
+            use(number)
+    assert done.state(np.int64(1)).round == 1  # type: ignore[arg-type]  # a number of NumPy is one
+
+
 def test_the_network_is_the_hospitals(out: Path) -> None:
     done = wardround.run("tiny", aggregator="local", rounds=1, out=out, quiet=True)
     first, second = (dict(done.network(name, device="cpu").named_parameters()) for name in done.hospitals[:2])
-    assert not done.network(device="cpu").training
+    assert not done.network("hospital-3", device="cpu").training
     trained = done.trained(device="cpu").tensors("hospital-1")
     assert all(torch.equal(first[name], value) for name, value in trained.items())
     assert not all(torch.equal(first[name], second[name]) for name in trained)
@@ -273,6 +357,9 @@ def test_what_was_not_kept_is_said(done: wardround.Run, plain: Path, tmp_path: P
         done.updates(9)
     with pytest.raises(ValueError, match="expected a run directory, but it has no manifest"):
         wardround.Run(tmp_path / "tiny")
+    for nothing in (None, 5):
+        with pytest.raises(ValueError, match=f"^path: expected .* got {nothing}$"):
+            wardround.Run(nothing)  # type: ignore[arg-type]  # what somebody may write
     with pytest.raises(ValueError, match=r"record_updates: .* was finished before, without its updates; remove"):
         wardround.run("tiny", rounds=3, out=tmp_path, quiet=True, record_updates=True)
     shutil.rmtree(bare.path / "checkpoint")
@@ -288,6 +375,45 @@ def test_a_finished_run_is_found_and_says_so(
     assert "this run was finished before; nothing to do" in capsys.readouterr().out
     wardround.run("tiny", rounds=3, out=out, quiet=True)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_quiet_run_says_that_other_code_made_it(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(plain, tmp_path / "tiny" / plain.name)
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["environment"]["code_hash"] = "another"
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    found = wardround.run("tiny", rounds=3, out=tmp_path, quiet=True)
+    assert found.note.startswith("its environment was another: code_hash: ")
+    assert capsys.readouterr().out == f"{found.note}\n"
+    assert repr(found).endswith(f" ({found.note})")
+    assert "code_hash" in found._repr_html_()
+    assert wardround.Run(copied).note == ""
+
+
+def test_a_tilde_is_the_home_directory(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = shutil.copytree(plain, tmp_path / "tiny" / plain.name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert wardround.Run(f"~/tiny/{plain.name}").path == copied
+    assert [run.path for run in wardround.runs("~")] == [copied]
+    shutil.copy("experiments.yaml", tmp_path / "mine.yaml")
+    run = wardround.run("tiny", rounds=3, experiments="~/mine.yaml", root="~/data", out=Path("~"), quiet=True)
+    assert run.path == copied
+    assert (tmp_path / "data").is_dir()
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_run_trains_where_gradients_are_off(mode: Any, done: wardround.Run, out: Path, tmp_path: Path) -> None:
+    with mode():
+        inside = wardround.run("tiny", aggregator="local", rounds=1, out=tmp_path, quiet=True)
+        network = done.network(device="cpu")
+        done.replay("fedavg")
+        done.export("peft", tmp_path / "adapter")
+    outside = wardround.run("tiny", aggregator="local", rounds=1, out=out, quiet=True)
+    assert inside.metrics == outside.metrics
+    assert not any(tensor.is_inference() for tensor in network.parameters())
 
 
 def test_a_run_that_is_still_going(tmp_path: Path) -> None:
@@ -350,6 +476,35 @@ def test_the_plot_draws_every_hospital_and_leaves_pyplot_alone(done: wardround.R
     words = {"loss": "training loss", "bytes": "kB sent so far"}
     assert (scores.get_ylabel(), other.get_ylabel()) == ("test Dice", words[beside])
     assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]  # what a notebook asks for
+
+
+def test_the_plot_of_a_run_that_is_still_going(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", rounds=4, planned=9, state="running")
+    scores, losses = wardround.Run(path).plot().axes
+    assert max(scores.get_lines()[0].get_xdata()) == 4
+    assert len(losses.get_lines()) == 4
+
+
+def test_the_plot_of_a_classification(out: Path) -> None:
+    few = {"train_images": 8, "test_images": 4}
+    run = wardround.run("vit-tiny", data=few, rounds=1, out=out, quiet=True, images=False, experiments=PACKAGED)
+    scores, losses = run.plot().axes
+    assert (scores.get_ylabel(), losses.get_ylabel()) == ("test accuracy", "training loss")
+    assert scores.get_lines()[-1].get_ydata()[-1] == pytest.approx(run.score)
+
+
+@pytest.mark.parametrize("kept", ["validation", "train"])
+def test_the_plot_without_test_cases(done: wardround.Run, tmp_path: Path, kept: str) -> None:
+    """Validation cases in their place, or the training loss alone."""
+    for name in ("config.yaml", "manifest.json"):
+        shutil.copy(done.path / name, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "state": "running", "rows": None}))
+    renamed = [{**row, "split": kept if row["split"] == "test" else row["split"]} for row in done.metrics]
+    rows = renamed if kept == "validation" else [row for row in done.metrics if row["split"] == "train"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [axes.get_ylabel() for axes in wardround.Run(tmp_path).plot().axes]
+    assert words == {"validation": ["validation Dice", "training loss"], "train": ["training loss"]}[kept]
 
 
 def test_many_hospitals_are_thin_lines_with_two_entries(tmp_path: Path) -> None:

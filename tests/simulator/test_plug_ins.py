@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
+import wardround
 from wardround.aggregators import FedAvg
+from wardround.aggregators.checks import AggregationError
+from wardround.clients.testing import check_loss
 from wardround.clients.vit import Vit
 from wardround.datasets import fingerprints
 from wardround.datasets.fingerprints import code_hash, foreign_sources
+from wardround.datasets.testing import check_image_dataset
+from wardround.simulator.builder import _hints, _lacking, _plain, _table
 from wardround.simulator.cli import MISTAKE, main
 from wardround.simulator.compare import _by_other_code
 from wardround.simulator.config import ConfigError, Experiment, load_experiment
@@ -70,6 +78,26 @@ class Empty:
 class Odd(FedAvg):
     tensor: bytes = b""
 
+@dataclass(frozen=True, kw_only=True)
+class Few(FedAvg):
+    def broadcast(self, server):
+        return None
+
+@dataclass(frozen=True, kw_only=True)
+class Free(FedAvg):
+    def broadcast(self, *args, **kwargs):
+        return super().broadcast(*args, **kwargs)
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetful(FedAvg):
+    def aggregate(self, server, updates, rng):
+        pass
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(FedAvg):
+    def aggregate(self, server, updates, rng):
+        return {}["mean"]
+
 @dataclass(kw_only=True)
 class Thawed:
     pass
@@ -80,6 +108,83 @@ class Undecorated(FedAvg):
 
 class Plain:
     pass
+""",
+    "hinted": HEAD
+    + """
+@dataclass(frozen=True, kw_only=True)
+class Hinted(FedAvg):
+    kind: ClassVar[str] = "h"
+    b: int = 0
+    a: "Nope" = 1
+""",
+    "whole": """
+from __future__ import annotations
+from dataclasses import dataclass, replace
+from typing import ClassVar
+import numpy as np
+import torch
+from wardround.datasets.augment import AugmentParameters
+from wardround.datasets.contract import Case, Pool
+
+CALLED = set()
+
+@dataclass(frozen=True, kw_only=True)
+class Squares:
+    task: ClassVar[str] = "classification"
+
+    def locate(self, root):
+        return root
+
+    def pool(self, root):
+        files = sorted(root.glob("*.npy"))
+        return Pool(cases=tuple(map(self._case, files)), classes=("dark", "light"), problems=())
+
+    def _case(self, file):
+        site, _, name = file.stem.split("_")
+        return Case(name=file.stem, patient=file.stem, image=file, label=file, site=site, target=int(name == "light"))
+
+    def images(self, cases):
+        CALLED.add("images")
+        for case in cases:
+            yield np.load(case.image)
+
+    def picture(self, path):
+        return np.load(path)
+
+@dataclass(frozen=True, kw_only=True)
+class Brier:
+    task: ClassVar[str] = "classification"
+
+    def __call__(self, logits, labels):
+        CALLED.add("loss")
+        wanted = torch.nn.functional.one_hot(labels.long(), logits.shape[-1])
+        return (logits.softmax(-1) - wanted).square().sum(-1).mean()
+
+    def at(self, labels, logits):
+        return labels
+
+    def fitted(self, counts):
+        return self
+
+@dataclass(frozen=True, kw_only=True)
+class Brighter:
+    gamma: float = 0.5
+
+    @property
+    def variants(self):
+        return 0
+
+    def sample(self, n_windows, rng):
+        CALLED.add("sample")
+        return replace(AugmentParameters.neutral(n_windows), gamma=torch.full((n_windows,), self.gamma))
+
+@dataclass(frozen=True, kw_only=True)
+class First:
+    def check(self, hospitals, cohort_size=None):
+        CALLED.add("check")
+
+    def reweigh(self, server, updates):
+        return [1.0] + [0.0] * (len(updates) - 1)
 """,
     "broken": "import math\n\nmath.sqrt(-1)\n",
     "torn": "x = 1\ndef f(:\n",
@@ -140,7 +245,10 @@ def tiny(*settings: str, base: str = "tiny") -> Experiment:
         ("elsewhere.broken:Mean", r"cannot import 'elsewhere.broken': ValueError: .*broken.py, line 3\)"),
         ("elsewhere.torn:Mean", r"SyntaxError: .*torn.py, line 2\)"),
         ("elsewhere.leaving:Mean", r"SystemExit: 3 \(.*leaving.py, line 2\)"),
-        ("elsewhere.mine:Meen", r"no class 'Meen' in 'elsewhere.mine', did you mean 'Mean'\? \(known: Empty, Mean, "),
+        (
+            "elsewhere.mine:Meen",
+            r"no class 'Meen' in 'elsewhere.mine', did you mean 'Mean'\? \(known: Careless, Empty, ",
+        ),
         (
             "elsewhere.mine:Plain",
             r"expected a dataclass, got <class .*Plain'>: put @dataclass\(frozen=True, kw_only=True\)",
@@ -148,6 +256,10 @@ def tiny(*settings: str, base: str = "tiny") -> Experiment:
         ("elsewhere.mine:HEAD", r"no class 'HEAD'"),
         ("elsewhere.mine:helper", r"expected a dataclass, got <module"),
         ("elsewhere.mine:Thawed", r"expected a frozen dataclass, got <class .*Thawed'>: put @dataclass"),
+        (
+            "elsewhere.hinted:Hinted",
+            r"^a of Hinted: its type hint .*Nope.* cannot be read: NameError: name 'Nope' .*hinted.py\)$",
+        ),
         ("elsewhere.mine:Undecorated", r"^nu of Undecorated can be no settings, .*put @dataclass"),
         ("__main__:Mine", r"defined in a script or a notebook"),
     ],
@@ -185,6 +297,11 @@ def test_a_module_in_the_current_folder_is_pointed_out(tmp_path: Path, monkeypat
             r"aggregator: Empty is no Aggregator: it has no aggregate, .*rule",
         ),
         (
+            'aggregator={class: "elsewhere.mine:Few"}',
+            r"aggregator: Few is no Aggregator: expected broadcast\(self, server, hospital\), "
+            r"got broadcast\(self, server\)$",
+        ),
+        (
             'method={class: "elsewhere.mine:Mean"}',
             r"method: Mean is no Method: it has no attach, initialise, models; it suits aggregator",
         ),
@@ -201,6 +318,84 @@ def test_a_module_in_the_current_folder_is_pointed_out(tmp_path: Path, monkeypat
 def test_a_class_that_does_not_fit_an_experiment_is_told(setting: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         tiny(setting)
+
+
+@pytest.mark.usefixtures("outside")
+def test_other_arguments_are_no_reason_to_refuse_a_class() -> None:
+    """Stars take what the contract says, and every class of the tables keeps its own contract."""
+    assert type(tiny('aggregator={class: "elsewhere.mine:Free"}').aggregator).__name__ == "Free"
+    hints = {name: hint for name, hint in _hints(Experiment).items() if _table(hint)}
+    assert {"aggregator", "data", "method", "model", "loss", "augment", "weights"} <= hints.keys()
+    for hint in hints.values():
+        assert [
+            _lacking(_plain(hint), cls) for cls in (_table(hint) or {}).values() if _lacking(_plain(hint), cls)
+        ] == []
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_hint_that_cannot_be_read_is_told_of_an_object_too() -> None:
+    hinted = importlib.import_module("elsewhere.hinted").Hinted()
+    with pytest.raises(ConfigError, match=r"^aggregator: a of Hinted: its type hint .*NameError.*hinted.py\)$"):
+        wardround.load_experiment(tiny(), aggregator=hinted)
+    with pytest.raises(ConfigError, match=r"^a of Hinted: its type hint"):
+        repr(replace(tiny(), aggregator=hinted))
+
+
+@pytest.mark.usefixtures("outside")
+def test_what_goes_wrong_in_a_round_is_told_with_the_round(tmp_path: Path) -> None:
+    with pytest.raises(
+        AggregationError, match=r"^round 1: expected Aggregated\(server=...\) from Forgetful.aggregate, got None$"
+    ):
+        run(tiny('aggregator={class: "elsewhere.mine:Forgetful"}'), out=tmp_path, quiet=True, images=False)
+    with pytest.raises(KeyError) as caught:
+        run(tiny('aggregator={class: "elsewhere.mine:Careless"}'), out=tmp_path, quiet=True, images=False)
+    assert caught.value.__notes__ == ["in round 1 of Careless"]
+    assert caught.traceback[-1].name == "aggregate"
+
+
+# ---- they train ------------------------------------------------------------------------------------------------------
+
+
+def called() -> set[str]:
+    return cast(set[str], importlib.import_module("elsewhere.whole").CALLED)
+
+
+@pytest.mark.usefixtures("outside")
+def test_images_a_loss_and_an_augmentation_from_outside_train(tmp_path: Path) -> None:
+    whole = importlib.import_module("elsewhere.whole")
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for site, number in product(("north", "south"), range(10)):
+        level, word = ((60, "dark"), (190, "light"))[number % 2]
+        image = rng.integers(level - 40, level + 40, (16, 16, 3)).astype(np.uint8)
+        np.save(tmp_path / "images" / f"{site}_{number:02d}_{word}.npy", image)
+    check_image_dataset(whole.Squares(), tmp_path / "images")
+    check_loss(whole.Brier())
+    called().clear()
+    experiment = tiny(
+        'data={class: "elsewhere.whole:Squares"}',
+        'loss={class: "elsewhere.whole:Brier"}',
+        'augment={class: "elsewhere.whole:Brighter", gamma: 0.7}',
+        "rounds=1",
+        base="vit-tiny",
+    )
+    path = run(experiment, data=tmp_path / "images", out=tmp_path / "runs", quiet=True, images=False).path
+    assert called() == {"images", "loss", "sample"}
+    done = wardround.Run(path)
+    losses = [row["value"] for row in done.metrics if (row["split"], row["metric"]) == ("train", "loss")]
+    assert len(losses) == 2
+    assert all(0 < loss < 2 for loss in losses)  # Brier's score; cross-entropy knows no upper end
+    assert (done.hospitals, done.classes) == (("north", "south"), ("dark", "light"))
+    assert list(done.manifest["environment"]["plug_ins"]) == ["elsewhere"]
+
+
+@pytest.mark.usefixtures("outside")
+def test_robust_weights_from_outside_train(tmp_path: Path) -> None:
+    experiment = tiny('weights={name: robust, rule: {class: "elsewhere.whole:First"}}', "rounds=1")
+    path = run(experiment, out=tmp_path, quiet=True, images=False).path
+    assert called() == {"check"}
+    told = {row["metric"]: row["value"] for row in wardround.Run(path).metrics if row["hospital"] is None}
+    assert told["aggregate/robust_rejected"] == 2
 
 
 @pytest.mark.usefixtures("outside")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
+import gzip
+import io
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,27 +20,24 @@ from PIL import Image
 from wardround.datasets.contract import Case, Volume
 from wardround.datasets.phantom import Phantom
 from wardround.simulator import cli
-from wardround.simulator.config import load_experiment
-from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.files import read_json
 from wardround.simulator.modality import foreign, seen_intensities
 from wardround.simulator.prediction import predict
 from wardround.simulator.prediction_overlay import legend_texts, shown_slice
-from wardround.simulator.run import run
 
 Make = Callable[..., Path]
+
+REAL = Path(os.environ.get("WARDROUND_DATA", "")) / "Task04_Hippocampus"
 
 HOSPITALS = ("hospital-1", "hospital-2", "hospital-3")
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+def make(trained_run: Make) -> Make:
     """Runs an experiment of one round with settings; the same settings once."""
-    out = tmp_path_factory.mktemp("predicting")
 
     def ran(*settings: str, name: str = "tiny") -> Path:
-        experiment = load_experiment(name, open_file(PACKAGED), ["rounds=1", "evaluation.every=null", *settings])
-        return run(experiment, out=out, quiet=True, images=False).path
+        return trained_run("rounds=1", "evaluation.every=null", *settings, name=name)
 
     return ran
 
@@ -80,6 +81,22 @@ def test_label_maps_are_those_of_the_run(make: Make, phantoms: Path, tmp_path: P
     for file in own:
         asked(path, [phantoms / file.name], tmp_path / file.parent.name, hospital=file.parent.name)
         assert (tmp_path / file.parent.name / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.skipif(not REAL.is_dir(), reason="WARDROUND_DATA does not name a folder with Task04_Hippocampus")
+def test_label_maps_of_real_volumes_are_those_of_the_run(make: Make, tmp_path: Path) -> None:
+    """Byte for byte, of the test volumes of three sites; after fewer rounds the model finds nothing in them."""
+    path = make("rounds=4", name="hippocampus")
+    own = sorted((path / "predictions").glob("*/*.nii.gz"))
+    assert len({file.parent for file in own}) == 3
+    foreground = 0
+    for file in own:
+        asked(path, [REAL / "imagesTr" / file.name], tmp_path / file.parent.name, hospital=file.parent.name)
+        assert (tmp_path / file.parent.name / file.name).read_bytes() == file.read_bytes()
+        foreground += np.count_nonzero(nib.load(file).get_fdata())
+    assert foreground > 0
 
 
 def test_a_personal_model_is_not_that_of_a_site_never_seen(make: Make, phantoms: Path, tmp_path: Path) -> None:
@@ -148,8 +165,10 @@ def test_all_headers_are_checked_before_the_first_volume(make: Make, one: Path, 
     nib.save(nib.Nifti1Image(np.ones((4, 4, 3, 2), np.float32), np.eye(4)), channels)
     text = one.with_name("text.nii")
     text.write_text("no volume")
-    with pytest.raises(ValueError, match=r"2 problems") as caught:
-        asked(make("aggregator=fedper"), [one, channels, text], tmp_path / "out")
+    nowhere = one.with_name("nowhere.nii")
+    with pytest.raises(ValueError, match=r"3 problems") as caught:
+        asked(make("aggregator=fedper"), [one, channels, text, nowhere], tmp_path / "out")
+    assert f"{nowhere}: expected a file or a folder, found none there" in str(caught.value)
     assert f"{channels}: expected a volume of 3 dimensions (a 4th of length 1 is dropped), got shape" in str(
         caught.value
     )
@@ -175,17 +194,67 @@ def test_bad_voxels_do_not_stop_the_others(
     assert names_in(tmp_path / "out") == ["scan.nii.gz"]
 
 
+def test_an_image_is_never_replaced_by_its_prediction(make: Make, one: Path, tmp_path: Path) -> None:
+    """A link to a file in the folder of the predictions, where any of its files would be written."""
+    out = tmp_path / "out"
+    for place in ("scan.nii.gz", "scan.png", "probabilities/scan/2-core.nii.gz"):
+        (out / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(one, out / place)
+        one.symlink_to(out / place)
+        before = (out / place).read_bytes()
+        with pytest.raises(ValueError, match=r"scan.nii.gz: expected an image that lies elsewhere, it is .*out/"):
+            asked(make("aggregator=fedper"), [one], out, probabilities=True, overlays=True)
+        assert (out / place).read_bytes() == before
+        one.unlink()
+        shutil.move(out / place, one)
+
+
+@pytest.mark.parametrize("name", ["sp ace.nii.gz", "Scan.Nii", "x" * 240 + ".nii.gz"])
+def test_a_label_map_is_called_after_its_volume(make: Make, one: Path, tmp_path: Path, name: str) -> None:
+    path = one.with_name(name)
+    path.write_bytes(one.read_bytes() if name.endswith(".gz") else gzip.decompress(one.read_bytes()))
+    asked(make("aggregator=fedper"), [path], tmp_path / "out", overlays=True)
+    stem = name.split(".")[0]
+    assert names_in(tmp_path / "out") == [f"{stem}.nii.gz", f"{stem}.png"]
+
+
+class FullDisk(io.FileIO):
+    """A file with room for a byte: as long as one likes, but with holes, as a memory map wants it."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # bytes are all that is written
+        if len(data) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_a_full_disk_is_one_message(
+    make: Make, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A memory map of a file with holes would end the process by a signal."""
+    command = ["predict", str(make("aggregator=fedper")), str(one), "--out", str(tmp_path / "out"), "--quiet"]
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: FullDisk(tmp_path / "temporary", "w+"))
+    assert cli.main([*command, "--probabilities"]) == cli.MISTAKE
+    assert capsys.readouterr().err == "wardround: error: No space left on device\n"
+
+
 def test_what_cannot_be_asked_is_said(make: Make, one: Path, tmp_path: Path) -> None:
     path, out = make("aggregator=fedper"), tmp_path / "out"
     twin = tmp_path / "twin" / "scan.nii"
     nib.save(nib.load(one), (twin.parent.mkdir(), twin)[1])
+    link, capitals, long = tmp_path / "link.nii.gz", tmp_path / "scan.NII", tmp_path / ("x" * 249 + ".nii")
+    link.symlink_to(one)
+    shutil.copy(twin, capitals)
+    shutil.copy(twin, long)
     (tmp_path / "empty").mkdir()
     picture = tmp_path / "a.png"
     Image.new("L", (4, 4)).save(picture)
     for images, message in (
-        ([one, one.parent], r"scan.nii.gz: expected every image once, got it 2 times"),
+        ([one, one.parent], r"scan.nii.gz: expected every image once, got it 2 times: .*scan.nii.gz and .*scan.nii.gz"),
+        ([link, one], r"link.nii.gz: expected every image once, got it 2 times: .*link.nii.gz and .*scan.nii.gz"),
+        ([capitals, one], r"scan: expected a name of its own for every volume, got .*scan.NII and .*scan.nii.gz;"),
+        ([long], r"expected a name of at most 248 bytes, to which .nii.gz is added, got 249"),
         ([one, twin], r"scan: expected a name of its own for every volume, got .*scan.nii.gz and .*scan.nii;"),
-        ([tmp_path / "empty"], r"empty: expected volumes \(.nii, .nii.gz\) in this folder, found none"),
+        ([tmp_path / "empty"], r"empty: 1 problem:\s+.*empty: expected volumes \(.nii, .nii.gz\) in this folder,"),
         ([tmp_path / "nowhere"], r"nowhere: expected a file or a folder, found none there"),
         ([picture], r"a.png: expected a volume, as this run segments volumes, got a picture"),
         ([], r"expected at least one of volumes"),
@@ -194,6 +263,9 @@ def test_what_cannot_be_asked_is_said(make: Make, one: Path, tmp_path: Path) -> 
             asked(path, images, out)
     with pytest.raises(ValueError, match=r"expected another folder for the label maps than that of the volumes"):
         asked(path, [one], one.parent)
+    for own in (path, path / "predictions", path / "predictions" / "hospital-1"):
+        with pytest.raises(ValueError, match=r"expected a folder of its own for predictions, .* such as .*predicted"):
+            asked(path, [one], own)
     with pytest.raises(ValueError, match=r"expected one of the hospitals hospital-1, .* got 'nowhere'"):
         asked(path, [one], out, hospital="nowhere")
     with pytest.raises(ValueError, match=r"expected a run directory with manifest\.json"):
@@ -315,6 +387,12 @@ def test_what_is_no_picture_is_said(
     with pytest.raises(ValueError, match=r"deep.png: expected 8 bits per channel"):
         asked(path, [tmp_path / "pictures"], out)
     assert not out.exists()
+    table = out / "predictions.csv"
+    out.mkdir()
+    shutil.copy(good, table)
+    (tmp_path / "link.png").symlink_to(table)
+    with pytest.raises(ValueError, match=r"link.png: expected an image that lies elsewhere, it is .*predictions.csv"):
+        asked(path, [tmp_path / "link.png"], out)
     deep.unlink()
     broken.write_bytes(good.read_bytes()[:400])
     assert cli.main(["predict", str(path), str(tmp_path / "pictures"), "--out", str(out), "--quiet"]) == cli.MISTAKE

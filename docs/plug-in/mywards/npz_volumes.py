@@ -65,6 +65,9 @@ class NpzVolumes:
         spacing_mm = _array(path, "spacing_mm")
         if spacing_mm.shape != (3,) or not (spacing_mm > 0).all():
             raise DataError(path, [f"spacing_mm: expected three numbers above 0, got {spacing_mm.tolist()}"])
+        with np.load(path, allow_pickle=False) as held:
+            if "image" not in held.files:
+                raise DataError(path, ["expected an array 'image', got none"])
         return partial(_without_label, _case(path), tuple(spacing_mm.tolist()))
 
 

@@ -79,6 +79,9 @@ def test_a_bad_file_is_told(tmp_path: Path) -> None:
         np.savez(file, **{**right, name: value})
         with pytest.raises(DataError, match=f"p0.npz: 1 problem:\\n  {problem}"):
             data.volume(case)
+    np.savez(file, label=right["label"], spacing_mm=right["spacing_mm"])
+    with pytest.raises(DataError, match="expected an array 'image', got none"):
+        data.open_image(file)
     file.write_bytes(b"no zip")
     with pytest.raises(DataError, match=r"expected a file of numpy.savez"):
         data.volume(case)

@@ -88,6 +88,20 @@ def test_another_round_than_that_of_the_scores_is_said(make: Make) -> None:
     assert "The files here hold the model after round 1, another one." in text
 
 
+def test_the_list_of_cases_is_spoken_of_where_it_is(make: Make, tmp_path: Path) -> None:
+    whole, private = of(make()), of(make(*PRIVATE))
+    assert "The list `trained_on` in `wardround.json` is a hash per training case" in whole
+    assert "not whole" not in whole
+    assert "no list of the training cases, as the run promises differential privacy" in private
+    assert "hash per training case" not in private
+    copy = Path(shutil.copytree(make(), tmp_path / "run"))
+    with (copy / "trained_on.txt").open("a") as file:
+        file.write("unknown\n")
+    assert "so the list is not whole" in of(copy)
+    (copy / "trained_on.txt").unlink()
+    assert "no list of the training cases, as the run kept none" in of(copy)
+
+
 def test_an_unfinished_run_without_scores_says_so(make: Make, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(make(), tmp_path / "run"))
     (copy / "summary.json").unlink()
@@ -118,7 +132,9 @@ def model(weights: str) -> Any:
 def test_random_and_packaged_bases() -> None:
     assert base_licence(model("random")).header is None
     assert "random weights" in base_licence(model("random")).sentence
-    assert base_licence(model("random"), "mit").header == "mit"
+    given = base_licence(model("random"), "mit")
+    assert given.header == "mit"
+    assert given.sentence.endswith("which nobody licenses; it is mit, as the one who exported it says.")
     assert base_licence(model("sam-mini")).header == "apache-2.0"
     with pytest.raises(
         ValueError, match=r"expected 'apache-2\.0', which the base 'sam-mini' says of itself, got 'mit'"
@@ -138,6 +154,19 @@ def test_a_directory_says_it_in_its_card(tmp_path: Path) -> None:
     assert base_licence(model(str(folder))).header is None
 
 
-def test_an_empty_licence_is_none() -> None:
-    with pytest.raises(ValueError, match="licence: expected its name"):
-        base_licence(model("random"), " ")
+def test_a_header_may_hold_anything(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: 1.0\n---\n")
+    with pytest.raises(ValueError, match=r"expected '1\.0', which the base .* got 'mit'"):
+        base_licence(model(str(tmp_path)), "mit")
+    (tmp_path / "README.md").write_text("---\nlicense: [mit, 2]\n---\n")
+    assert base_licence(model(str(tmp_path))).header == "mit, 2"
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert base_licence(model(str(tmp_path)), "mit").header == "mit"
+    with pytest.raises(ValueError, match=r"expected a header that can be read, or the licence of the base: .*README"):
+        base_licence(model(str(tmp_path)))
+
+
+@pytest.mark.parametrize("given", [" ", "mit\nlibrary_name: x"])
+def test_a_licence_is_a_name_in_one_line(given: str) -> None:
+    with pytest.raises(ValueError, match="licence: expected its name in one line"):
+        base_licence(model("random"), given)

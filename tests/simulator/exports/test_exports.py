@@ -176,6 +176,13 @@ def test_what_cannot_be_written_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("form", ["hf", "sam-pth"])
+def test_only_adapters_can_do_without_the_base(make: Make, tmp_path: Path, form: str) -> None:
+    with pytest.raises(ValueError, match=f"expected the format peft where the base is to be left out, got '{form}'"):
+        export(make(), form, tmp_path / "out", base=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_folder_and_an_unknown_format_are_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected peft, hf, sam-pth, got 'onnx'"):
         export(make(), "onnx")
@@ -208,6 +215,21 @@ def test_the_list_of_training_cases_is_that_of_the_run(make: Make, tmp_path: Pat
     assert origin(load_trained(copy, device="cpu"))["trained_on"] == ["aa", "bb"]
     (copy / "trained_on.txt").unlink()
     assert origin(load_trained(copy, device="cpu"))["trained_on"] is None
+
+
+def test_a_start_is_said_without_its_path(make: Make, tmp_path: Path) -> None:
+    donor = make()
+    path = make(f"start_from={donor}", "rounds=1")
+    folder = export(path, "hf", tmp_path / "out")
+    said = read_origin(folder)["started_from"]
+    assert said.keys() == {"run", "round", "taken", "merged", "anew"}
+    assert (said["run"], said["round"]) == (f"tiny/{donor.name}", 2)
+    card = (folder / "README.md").read_text()
+    assert f"started from another run, `tiny/{donor.name}` after round 2." in card
+    assert "The terms of the model that it started from bind too." in card
+    assert str(donor) not in card + (folder / "wardround.json").read_text()
+    assert read_origin(export(donor, "hf", tmp_path / "first"))["started_from"] is None
+    assert "started from" not in (tmp_path / "first" / "README.md").read_text()
 
 
 def test_paths_of_the_machine_stay_at_home(make: Make, tmp_path: Path) -> None:

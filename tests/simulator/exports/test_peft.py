@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from wardround.clients.merged import low_rank_changes, merged_state
 from wardround.clients.peft_files import read_peft
 from wardround.clients.sam import SamNet
 from wardround.clients.weight_files import ASSETS
+from wardround.simulator import run as run_module
 from wardround.simulator.assembly import build_replica, setting_of
 from wardround.simulator.checkpoint import Checkpoint
 from wardround.simulator.config import load_experiment
@@ -48,8 +49,15 @@ RUNS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
     "fedper": ("tiny", "hospital-1", ("aggregator=fedper", "model.upscaler=sam")),
     "lora_sb": ("tiny", None, ("method=lora_sb", "method.rank=4", "aggregator=fedavg")),
     "vit": ("vit-tiny", None, ()),
+    "started": ("tiny", None, ("method=lora", "seed=3", "model.upscaler=sam")),
 }
 """Experiment, hospital and settings of real runs."""
+
+DONOR = ("model.upscaler=sam", "method=lora_decoder", "seed=1")
+"""What the run ``started`` begins with: another method and seed, whose decoder has trained."""
+
+FAST = ("fedex_lora", "started")
+"""Those whose base is more than the seed says."""
 
 MODELS: dict[str, tuple[str, ...]] = {
     "our upscaler": (),
@@ -66,6 +74,14 @@ MODELS: dict[str, tuple[str, ...]] = {
     "vit, union": ("method={name: union, of: [lora, bias]}",),
 }
 """Settings of models with random values in everything that trains."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pages() -> Iterator[None]:
+    """Pages are tested elsewhere: only their files are there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "write_report", lambda folder, **_: (folder / "report.html").write_text(""))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +206,13 @@ def test_a_hospital_of_a_lower_rank_is_written_at_its_rank(tmp_path: Path, chang
         torch.testing.assert_close(tensors[f"base_model.model.{name}"], merged_state(trained.replica.model)[name])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", RUNS)
+@pytest.mark.parametrize(
+    "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in RUNS]
+)
 def test_peft_computes_what_a_run_has(make: Make, tmp_path: Path, case: str) -> None:
     name, hospital, settings = RUNS[case]
-    path = make(*settings, name=name)
+    first = [f"start_from={make(*DONOR)}"] if case == "started" else []
+    path = make(*first, *settings, name=name)
     trained = load_trained(path, device="cpu")
     trained.load(hospital)
     check(trained, export(path, "peft", tmp_path / "export", hospital=hospital), tmp_path / "again")
@@ -246,6 +264,22 @@ def test_the_weights_of_a_base_that_was_left_out_are_named(tmp_path: Path) -> No
         base_network(folder, weights="random")
     model = PeftModel.from_pretrained(base_network(folder, weights=str(weights)), folder)
     torch.testing.assert_close(theirs(model, trained), ours(trained), **CLOSE)
+
+
+def test_a_base_that_is_there_is_the_base(tmp_path: Path) -> None:
+    folder = written(untrained(name="vit-tiny"), tmp_path / "export")
+    with pytest.raises(ValueError, match="weights: expected none, as the folder base holds the base, got 'random'"):
+        base_network(folder, weights="random")
+
+
+def test_the_base_of_a_run_that_started_from_another_is_in_its_folder_alone(make: Make, tmp_path: Path) -> None:
+    path = make(f"start_from={make(*DONOR)}", *RUNS["started"][2])
+    with pytest.raises(ValueError, match="expected an export with its base"):
+        export(path, "peft", tmp_path / "alone", base=False)
+    folder = export(path, "peft", tmp_path / "whole")
+    shutil.rmtree(folder / "base")
+    with pytest.raises(ValueError, match="expected the folder base, as the run started from another one"):
+        base_network(folder)
 
 
 def test_where_every_adapted_weight_has_changed_no_adapter_is_left(tmp_path: Path) -> None:
@@ -302,7 +336,7 @@ def test_what_was_written_is_read_back(tmp_path: Path, case: str) -> None:
         expected = changes[change.adapter]
         assert (change.weight, change.rows) == (expected.weight, expected.rows)
         assert torch.equal(change.A, expected.A)
-        assert torch.equal(change.B, expected.B)
+        assert torch.equal(change.B, expected.scaled)
     dense = {name for name in trained.replica.layout.dense if trained.replica.layout.kind[name] != "core"}
     assert read.saved.keys() == dense
     assert all(torch.equal(value, trained.replica.model.state_dict()[name]) for name, value in read.saved.items())

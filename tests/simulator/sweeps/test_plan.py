@@ -58,7 +58,8 @@ def test_labels() -> None:
     assert label("pooled", True) == "pooled=true"
     assert label("every", None) == "every=null"
     assert label("aggregator", "fedavg") == "fedavg"
-    assert label("p", {"class": "a:B"}) == 'p={"class": "a:B"}'
+    assert label("aggregator", {"class": "a:B", "mu": 0.1}) == "B (mu=0.1)"
+    assert label("p", {"mu": 0.1}) == 'p={"mu": 0.1}'
     made = plan("grid: {rounds: [1], training.steps: [2], windows.depth: [3]}, references: []")
     assert made.variants[0].name == "rounds=1, steps=2, depth=3"
 
