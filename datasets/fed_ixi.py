@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from .contract import Case, Pool, ReadVolume, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, pair_problems
-from .nifti import open_image, read_case
+from .nifti import open_image, read_case, reading_text
 from .tables import Row, packaged, read_rows, side_of, table_problems
 
 COLUMNS = ("Patient ID", "Manufacturer", "Split")
@@ -100,6 +100,11 @@ class FedIxi:
     def volume(self, case: Case) -> Volume:
         """Reads one case, checks it and brings slices to the front. Raises DataError with every problem of the case."""
         return read_case(case, slice_axis=self.slice_axis, num_classes=len(self.classes))
+
+    @property
+    def reading(self) -> str:
+        """How a file is read, for people who use a model elsewhere."""
+        return reading_text(self.slice_axis)
 
     def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
         """Checks the header of an image without a mask; what comes back reads it."""

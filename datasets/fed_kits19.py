@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 from .contract import Case, DataError, Pool, ReadVolume, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, nifti_files, pair_problems
-from .nifti import open_image, read_case
+from .nifti import open_image, read_case, reading_text
 from .tables import Row, packaged, read_rows, side_of, table_problems
 
 COLUMNS = ("case_ids", "site_ids", "train_test_split")
@@ -132,6 +132,14 @@ class FedKits19:
         return read_case(
             case, slice_axis=0, num_classes=len(self.classes), clip_percentiles=percentiles, clip_range=window
         )
+
+    @property
+    def reading(self) -> str:
+        """How a file is read, for people who use a model elsewhere."""
+        if self.clip == "site":
+            windows = "; ".join(f"{site} {low:g} to {high:g}" for site, (low, high) in SITE_WINDOWS.items())
+            return f"{reading_text(0)} First every volume is clipped to the window of its site: {windows}."
+        return reading_text(0, *self._clipping(None))
 
     def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
         """Checks the header of an image without a mask; what comes back reads it and clips it.

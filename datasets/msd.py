@@ -31,7 +31,7 @@ from typing import Any, Literal, get_args
 
 from .contract import Case, Pool, ReadVolume, Side, Volume
 from .folders import given_folder
-from .nifti import case_name, open_image, read_case, reading_problems
+from .nifti import case_name, open_image, read_case, reading_problems, reading_text
 from .tables import read_rows, side_of, table_problems
 
 
@@ -119,6 +119,11 @@ class Msd:
             channel=self.channel,
             channel_names=modality_names(description),
         )
+
+    @property
+    def reading(self) -> str:
+        """How a file is read, for people who use a model elsewhere."""
+        return reading_text(self.slice_axis, self.clip_percentiles, None, self.channel)
 
     def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
         """Checks the header of an image without a mask; what comes back reads it."""

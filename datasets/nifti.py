@@ -160,6 +160,29 @@ def open_image(
     return read
 
 
+def reading_text(
+    slice_axis: int,
+    clip_percentiles: tuple[float, float] | None = None,
+    clip_range: tuple[float, float] | None = None,
+    channel: int | None = None,
+) -> str:
+    """What :func:`open_image` makes of a file with these settings, in a sentence for people who read files themselves.
+
+    Example:
+        >>> print(reading_text(2, (0.5, 99.5)))
+        Slices lie along array axis 2 of the file, counted from 0, and are not turned. First every volume is clipped to
+        its own percentiles 0.5 and 99.5.
+    """
+    taken = "" if channel is None else f"Of the fourth axis number {channel} is taken, counted from 0. "
+    axes = f"{taken}Slices lie along array axis {slice_axis} of the file, counted from 0, and are not turned."
+    clips = []
+    if clip_percentiles is not None:
+        clips.append("its own percentiles {:g} and {:g}".format(*clip_percentiles))
+    if clip_range is not None:
+        clips.append("{:g} to {:g} in the units of the file".format(*clip_range))
+    return f"{axes} First every volume is clipped to {', then to '.join(clips)}." if clips else axes
+
+
 def reading_problems(
     slice_axis: int,
     clip_percentiles: tuple[float, float] | None,

@@ -163,6 +163,12 @@ class Phantom:
         """Reads one case with the layout's loader."""
         return LAYOUTS[self.layout].loader.volume(case)
 
+    @property
+    def reading(self) -> str:
+        """How a file is read, for people who use a model elsewhere."""
+        said: str = getattr(LAYOUTS[self.layout].loader, "reading")  # noqa: B009  # not of every data set
+        return said
+
     def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
         """Checks the header of an image without a mask, as the layout's loader does; what comes back reads it."""
         return LAYOUTS[self.layout].loader.open_image(path, site=site)

@@ -26,7 +26,7 @@ from typing import ClassVar
 
 from .contract import Case, Pool, ReadVolume, Side, Volume
 from .folders import Missing, find_folder, make_pool, missing_problems, pair_problems, subfolders
-from .nifti import open_image, read_case
+from .nifti import open_image, read_case, reading_text
 from .tables import packaged, read_rows, table_problems
 
 FOLDERS: Mapping[str, str] = {
@@ -117,6 +117,11 @@ class Prostate:
         return read_case(
             case, slice_axis=2, num_classes=len(self.classes), clip_percentiles=CLIP_PERCENTILES, merge_foreground=True
         )
+
+    @property
+    def reading(self) -> str:
+        """How a file is read, for people who use a model elsewhere."""
+        return reading_text(2, CLIP_PERCENTILES)
 
     def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
         """Checks the header of an image without a mask; what comes back reads it and clips it at its 99 % quantile."""

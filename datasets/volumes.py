@@ -22,7 +22,7 @@ from typing import get_args
 
 from .contract import Case, Pool, ReadVolume, Side, Volume
 from .folders import find_folder, make_pool
-from .nifti import is_nifti, open_image, read_case, reading_problems
+from .nifti import is_nifti, open_image, read_case, reading_problems, reading_text
 from .tables import Row, read_rows, side_of, table_problems
 
 
@@ -97,6 +97,11 @@ class Volumes:
             merge_foreground=self.merge_foreground,
             channel=self.channel,
         )
+
+    @property
+    def reading(self) -> str:
+        """How a file is read, for people who use a model elsewhere."""
+        return reading_text(self.slice_axis, self.clip_percentiles, self.clip_range, self.channel)
 
     def open_image(self, path: Path, *, site: str | None = None) -> ReadVolume:
         """Checks the header of an image without a mask; what comes back reads it."""

@@ -14,7 +14,7 @@ from ..results import UNSEEN, FinalScores, RunRecords
 from ..seen_cases import UNKNOWN
 from ..trained import Trained
 from .contract import Recipe
-from .licences import PACKAGED, Licence
+from .licences import Licence
 from .origin import listed_cases, started_from
 
 PHANTOMS = ("phantom", "image_phantom")
@@ -48,7 +48,7 @@ def card(trained: Trained, recipe: Recipe, licence: Licence, hospital: str | Non
         _section("Limits", _limits(trained)),
         _section("Licence", _licence(trained, licence)),
     )
-    return "\n\n".join([_header(trained, recipe, licence, records), *sections]) + "\n"
+    return "\n\n".join([_header(recipe, licence, records), *sections]) + "\n"
 
 
 def _section(title: str, body: str) -> str:
@@ -58,15 +58,13 @@ def _section(title: str, body: str) -> str:
 # ---- the header ------------------------------------------------------------------------------------------------------
 
 
-def _header(trained: Trained, recipe: Recipe, licence: Licence, records: RunRecords) -> str:
+def _header(recipe: Recipe, licence: Licence, records: RunRecords) -> str:
     """What model hubs read."""
-    weights = trained.experiment.model.weights
     values: dict[str, Any] = {
         "library_name": recipe.library,
         "pipeline_tag": TASKS[records.task],
         "tags": ["wardround", "federated-learning", "medical", *recipe.tags],
-        **({"license": licence.header} if licence.header else {}),
-        **({"base_model": weights} if weights in PACKAGED else {}),
+        **({"base_license": licence.header} if licence.header else {}),  # of the whole, its owner has to say
     }
     return f"---\n{yaml12.dump(values)}---"
 

@@ -11,12 +11,18 @@ def preparation(trained: Trained) -> tuple[str, ...]:
     """What the pixels were that the model was trained with."""
     network = trained.replica.model
     if isinstance(network, SamNet):
-        return _of_slices(trained.experiment.windows, network)
+        return (_read(trained.experiment.data), *_of_slices(trained.experiment.windows, network))
     return (
         f"Images are resized to {trained.experiment.model.image_size} x {trained.experiment.model.image_size} pixels,"
         " bilinearly with antialiasing and without keeping the aspect, and divided by 255. The image processor here"
         " does the same; single pixels may differ by the rounding of the library that resizes.",
     )
+
+
+def _read(data: object) -> str:
+    """How volumes come out of their files: what the data set says, or where it is to be seen."""
+    said = getattr(data, "reading", None)
+    return str(said) if said else f"How a volume is read and clipped first: {type(data).__qualname__}.open_image."
 
 
 def _of_slices(windows: Windows, network: SamNet) -> tuple[str, ...]:

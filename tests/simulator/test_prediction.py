@@ -20,6 +20,7 @@ from PIL import Image
 from wardround.datasets.contract import Case, Volume
 from wardround.datasets.phantom import Phantom
 from wardround.simulator import cli
+from wardround.simulator.config import load_resolved
 from wardround.simulator.files import read_json
 from wardround.simulator.modality import foreign, seen_intensities
 from wardround.simulator.prediction import predict
@@ -322,9 +323,8 @@ def test_a_ct_run_refuses_mr_and_clips_as_it_was_trained(make: Make, one: Path, 
     assert not (tmp_path / "out").exists()
     asked(path, [one], tmp_path / "out", hospital=own.parent.name, any_intensities=True)
     assert nib.load(tmp_path / "out" / "scan.nii.gz").shape == scan.shape
-    source = next(
-        Path(os.environ["WARDROUND_CACHE"]).glob(f"phantom-fed_kits19-*/**/{own.name.split('.')[0]}/imaging*")
-    )
+    folder = load_resolved(path / "config.yaml").data.locate(None)
+    (source,) = folder.glob(f"**/{own.name.split('.')[0]}/imaging*")
     asked(path, [source], tmp_path / "out", hospital=own.parent.name)
     assert (tmp_path / "out" / source.name).read_bytes() == own.read_bytes()
 
@@ -348,8 +348,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def classified(make: Make) -> tuple[Path, Path]:
     """A run of ``vit-tiny`` and the folder of its pictures."""
     path = make(name="vit-tiny")
-    (folder,) = Path(os.environ["WARDROUND_CACHE"]).glob("phantom-images-*")
-    return path, folder
+    return path, load_resolved(path / "config.yaml").data.locate(None)
 
 
 def test_probabilities_of_pictures_are_those_of_the_run(classified: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from wardround.datasets.msd import Msd
 from wardround.simulator import yaml12
 from wardround.simulator.config import load_experiment
 from wardround.simulator.experiments import PACKAGED, open_file
 from wardround.simulator.exports.card import card
 from wardround.simulator.exports.contract import Recipe
 from wardround.simulator.exports.licences import Licence, base_licence
+from wardround.simulator.exports.preparation import _read
 from wardround.simulator.results import RunRecords
 from wardround.simulator.run import run
 from wardround.simulator.trained import load_trained
@@ -53,10 +55,11 @@ def header_of(text: str) -> dict[str, Any]:
 def test_the_header_is_that_of_a_model_hub(make: Make) -> None:
     header = header_of(of(make(), licence=Licence(header="mit", sentence="")))
     assert header["library_name"] == "transformers"
-    assert header["license"] == "mit"
+    assert header["base_license"] == "mit"
     assert header["tags"][-1] == "more"
     assert header["pipeline_tag"] == "image-segmentation"
-    assert "license" not in header_of(of(make()))
+    assert "license" not in header
+    assert "base_license" not in header_of(of(make()))
     assert "base_model" not in header  # random weights
 
 
@@ -170,3 +173,12 @@ def test_a_header_may_hold_anything(tmp_path: Path) -> None:
 def test_a_licence_is_a_name_in_one_line(given: str) -> None:
     with pytest.raises(ValueError, match="licence: expected its name in one line"):
         base_licence(model("random"), given)
+
+
+def test_the_card_says_how_a_volume_is_read() -> None:
+    """Whoever reads files without the data set's class has to know its axis and its clipping."""
+    assert _read(Msd(clip_percentiles=(1.0, 99.0), channel=2)) == (
+        "Of the fourth axis number 2 is taken, counted from 0. Slices lie along array axis 2 of the file, counted from "
+        "0, and are not turned. First every volume is clipped to its own percentiles 1 and 99."
+    )
+    assert _read(object()) == "How a volume is read and clipped first: object.open_image."
